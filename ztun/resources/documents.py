@@ -1,0 +1,332 @@
+"""Files to objects: every Kubernetes document with its name and its place in the file.
+
+Accepts what ``kubectl get -o yaml`` and people write: several documents per file, ``List`` objects, JSON,
+directories. What cannot be read becomes a :class:`Problem`; everything else is returned.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+
+from ztun.resources.problems import FieldPath, Location, Problem, Severity, format_path
+from ztun.resources.yaml_text import MAX_TEXT_BYTES, TextError, locate, parse_chunk, split_chunks
+
+__all__ = [
+    "Document",
+    "FieldPath",
+    "Location",
+    "Problem",
+    "Severity",
+    "configuration_files",
+    "format_path",
+    "latest_of_each",
+    "parse_documents",
+    "read_documents",
+    "read_file",
+    "validate",
+]
+
+MAX_PROBLEMS_PER_DOCUMENT = 50  # more do not help to understand a document that is wrong throughout
+SUFFIXES = frozenset({".yaml", ".yml", ".json"})
+CLUSTER_SCOPED = frozenset(
+    {"Namespace", "Node", "GatewayClass", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+)
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]{0,251}[A-Za-z0-9])?", re.ASCII)
+_NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+
+M = TypeVar("M", bound=pydantic.BaseModel)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One object. ``data`` is the whole of it (``metadata`` and ``spec`` included) and must not be changed.
+
+    ``created`` is ``metadata.creationTimestamp`` or empty; ``order`` counts documents in the order of
+    loading; ``namespace_defaulted`` tells that the document itself names no namespace.
+    """
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    data: dict[str, Any] = field(hash=False)
+    file: str
+    created: str = ""
+    order: int = 0
+    namespace_defaulted: bool = False
+    text: str = field(default="", repr=False, compare=False)
+    """The text of the YAML document it stands in."""
+    text_line: int = field(default=0, repr=False, compare=False)
+    """The line of the file, counted from 0, at which ``text`` begins."""
+    base: FieldPath = field(default=(), repr=False, compare=False)
+    """Where the object stands in ``text``: empty, or ``("items", n)`` in a List."""
+
+    @cached_property
+    def location(self) -> Location:
+        """Where the object begins."""
+        return self.locate()
+
+    @property
+    def group(self) -> str:
+        """API group, empty for the core group."""
+        return self.api_version.rpartition("/")[0]
+
+    @property
+    def label(self) -> str:
+        """``Kind namespace/name``, as messages show it."""
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """(group, kind, namespace, name): two documents with the same key are the same object."""
+        return (self.group, self.kind, self.namespace, self.name)
+
+    def locate(self, path: FieldPath = ()) -> Location:
+        """Where the field at ``path`` stands; the nearest existing ancestor when it does not exist."""
+        line, column = locate(self.text, self.base + path)
+        return Location(self.file, line + self.text_line, column)
+
+    def problem(
+        self,
+        path: FieldPath,
+        message: str,
+        *,
+        hint: str = "",
+        code: str = "SCHEMA",
+        severity: Severity = "error",
+    ) -> Problem:
+        """A :class:`Problem` about the field at ``path`` of this document."""
+        return Problem(self.locate(path), self.label, format_path(path), message, hint, code, severity)
+
+
+def parse_documents(
+    text: str, *, file: str, namespace: str = "default"
+) -> tuple[list[Document], list[Problem]]:
+    """All objects of a text. ``namespace`` is given to objects without one (not to cluster-scoped kinds)."""
+    documents: list[Document] = []
+    problems: list[Problem] = []
+    for chunk in split_chunks(text):
+        try:
+            data = parse_chunk(chunk.text)
+        except TextError as error:
+            place = Location(file, error.line + chunk.line, error.column)
+            problems.append(Problem(place, "", "", str(error), error.hint, "YAML"))
+            continue
+        for base, item, inherited in _objects(data, (), {}):
+            found = _document(item, inherited, namespace, file, chunk.text, chunk.line, base, len(documents))
+            if isinstance(found, Problem):
+                problems.append(found)
+            else:
+                documents.append(found)
+    return documents, problems
+
+
+def _objects(
+    data: Any, base: FieldPath, inherited: dict[str, Any]
+) -> Iterator[tuple[FieldPath, Any, dict[str, Any]]]:
+    """The objects in a document: itself, or the items of a List (of any level)."""
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if not (isinstance(kind, str) and kind.endswith("List") and isinstance(data.get("items"), list)):
+        yield base, data, inherited
+        return
+    # Items of a typed list (``PodList``) may leave out their own type, as the API server does.
+    typed = {}
+    if kind != "List":
+        typed = {"apiVersion": data.get("apiVersion"), "kind": kind.removesuffix("List")}
+    for index, item in enumerate(data["items"]):
+        yield from _objects(item, (*base, "items", index), typed)
+
+
+def _document(
+    data: Any,
+    inherited: dict[str, Any],
+    default_namespace: str,
+    file: str,
+    text: str,
+    text_line: int,
+    base: FieldPath,
+    order: int,
+) -> Document | Problem:
+    def wrong(path: FieldPath, message: str, hint: str = "") -> Problem:
+        line, column = locate(text, base + path)
+        return Problem(Location(file, line + text_line, column), label, format_path(path), message, hint)
+
+    label = ""
+    if not isinstance(data, dict):
+        return wrong((), "a Kubernetes object is expected", "it needs apiVersion, kind and metadata")
+    data = inherited | data if inherited else data
+    api_version, kind, metadata = data.get("apiVersion"), data.get("kind"), data.get("metadata")
+    if not isinstance(api_version, str) or not api_version:
+        return wrong(("apiVersion",), "required, as text", "for example v1 or networking.istio.io/v1")
+    if not isinstance(kind, str) or not kind:
+        return wrong(("kind",), "required, as text", "for example Service")
+    label = kind
+    if not isinstance(metadata, dict):
+        return wrong(("metadata",), "required, as a mapping", "with at least a name")
+    name = metadata.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return wrong(("metadata", "name"), "required: letters, digits, '-' and '.', at most 253 characters")
+    label = f"{kind} {name}"
+    given = metadata.get("namespace")
+    if given is not None and (not isinstance(given, str) or (given and not _NAMESPACE.fullmatch(given))):
+        return wrong(("metadata", "namespace"), "use lower-case letters, digits and '-', at most 63 of them")
+    cluster_scoped = kind in CLUSTER_SCOPED
+    namespace = "" if cluster_scoped else given or default_namespace
+    created = metadata.get("creationTimestamp")
+    return Document(
+        api_version=api_version,
+        kind=kind,
+        namespace=namespace,
+        name=name,
+        data=data,
+        file=file,
+        created=created if isinstance(created, str) else "",
+        order=order,
+        namespace_defaulted=not given and not cluster_scoped,
+        text=text,
+        text_line=text_line,
+        base=base,
+    )
+
+
+def configuration_files(path: Path) -> list[Path]:
+    """The files that ``path`` stands for: itself, or every YAML and JSON file below it, sorted by name.
+
+    Hidden entries are skipped, so a mounted ConfigMap is read once, through its links, not again through
+    ``..data``. Raises ``OSError`` when the path cannot be read.
+    """
+    if not path.is_dir():
+        path.stat()
+        return [path]
+    found: list[Path] = []
+    for entry in sorted(path.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            found += configuration_files(entry)
+        elif entry.suffix.lower() in SUFFIXES:
+            found.append(entry)
+    return found
+
+
+def read_file(path: Path) -> str:
+    """The text of a configuration file; raises ``OSError``, or ``ValueError`` when too large or not UTF-8."""
+    with path.open("rb") as file:
+        content = file.read(MAX_TEXT_BYTES + 1)
+    if len(content) > MAX_TEXT_BYTES:
+        raise ValueError(f"larger than {MAX_TEXT_BYTES // (1024 * 1024)} MiB")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start})") from error
+
+
+def read_documents(
+    paths: Iterable[str | Path], *, namespace: str = "default"
+) -> tuple[list[Document], list[Problem]]:
+    """All objects of files and directories, in that order. Of two with the same key the later one counts."""
+    documents: list[Document] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            files = configuration_files(Path(path))
+        except OSError as error:
+            problems.append(unreadable(path, error))
+            continue
+        for file in files:
+            try:
+                text = read_file(file)
+            except (OSError, ValueError) as error:
+                problems.append(unreadable(file, error))
+                continue
+            found, wrong = parse_documents(text, file=str(file), namespace=namespace)
+            documents += found
+            problems += wrong
+    documents, replaced = latest_of_each(documents)
+    return documents, problems + replaced
+
+
+def unreadable(path: str | Path, error: OSError | ValueError) -> Problem:
+    """The problem that stands for a file or directory that could not be read."""
+    reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    return Problem(None, str(path), "", f"cannot be read: {reason}", code="FILE")
+
+
+def latest_of_each(documents: Sequence[Document]) -> tuple[list[Document], list[Problem]]:
+    """One document per key, the last one, numbered in order; each one that was replaced is reported."""
+    latest: dict[tuple[str, str, str, str], Document] = {}
+    problems: list[Problem] = []
+    for document in documents:
+        earlier = latest.pop(document.key, None)
+        if earlier is not None:
+            message = f"replaces the object of the same name at {earlier.location}"
+            hint = "keep one of the two"
+            problems.append(document.problem((), message, hint=hint, code="DUPLICATE", severity="warning"))
+        latest[document.key] = document
+    return [
+        document if document.order == order else replace(document, order=order)
+        for order, document in enumerate(latest.values())
+    ], problems
+
+
+def validate(model: type[M], document: Document) -> tuple[M | None, list[Problem]]:
+    """The document as a ``model``, or the problems that prevent it, each with its position.
+
+    A validator may raise ``PydanticCustomError`` with ``code``, ``hint`` or ``severity`` in its context; they
+    end up in the problem. A problem of lower severity than ``error`` still means that the document did not
+    validate.
+    """
+    try:
+        return model.model_validate(document.data), []
+    except pydantic.ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)[:MAX_PROBLEMS_PER_DOCUMENT]
+    return None, list(dict.fromkeys(_problem(document, one) for one in found))
+
+
+def _problem(document: Document, error: Any) -> Problem:
+    kind: str = error["type"]
+    context: dict[str, Any] = error.get("ctx", {})
+    path = _existing(document.data, error["loc"], keep_missing=kind == "missing")
+    message: str = error["msg"]
+    if kind == "missing":
+        message = "required"
+    elif kind == "extra_forbidden":
+        message = "unknown field"
+    elif kind == "value_error":
+        message = message.removeprefix("Value error, ")
+    else:
+        message = message.removeprefix("Input ")
+    severity = context.get("severity")
+    default_hint = "check the spelling and the indentation" if kind == "extra_forbidden" else ""
+    return document.problem(
+        path,
+        message,
+        hint=str(context.get("hint", default_hint)),
+        code=str(context.get("code", "SCHEMA")),
+        severity=severity if severity in ("warning", "info") else "error",
+    )
+
+
+def _existing(data: Any, loc: tuple[str | int, ...], *, keep_missing: bool) -> FieldPath:
+    """The part of a pydantic location that exists in the data (it also names branches of unions)."""
+    path: list[str | int] = []
+    for part in loc:
+        if isinstance(data, dict) and part in data:
+            data = data[str(part)]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        elif keep_missing and part == loc[-1] and isinstance(data, dict):
+            path.append(part)
+            break
+        else:
+            continue
+        path.append(part)
+    return tuple(path)

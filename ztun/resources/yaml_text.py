@@ -1,0 +1,282 @@
+"""YAML and JSON text to plain data, within limits, and back from a field to its position.
+
+Only the JSON subset of YAML comes out: mappings with text keys, lists, text, integers, floats, booleans and
+null, as the Kubernetes API server reads it. Refused are duplicate keys, tags, more aliases, nodes or nesting
+than the limits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import yaml
+
+from ztun.resources.problems import FieldPath
+
+MAX_TEXT_BYTES = 64 * 1024 * 1024  # room for a List of 10,000 pods as kubectl prints it
+MAX_DEPTH = 64  # the deepest Kubernetes object (a JSON schema inside a CRD) stays below 40
+MAX_ALIASES = 256  # people use a few; an expansion attack needs many
+MAX_NODES = 5_000_000  # what fits into MAX_TEXT_BYTES of ordinary YAML; bounds what aliases can multiply
+
+_MARKER = re.compile(r"^(?:---|\.\.\.)(?=[ \t\r\n]|\Z)", re.MULTILINE)
+_DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)", re.ASCII)
+_PREFIXED = re.compile(r"([-+]?)0([xob]?)([0-9a-fA-F_]+)", re.ASCII)
+_BASES = {"x": 16, "o": 8, "b": 2, "": 8}
+_TRUE = frozenset({"yes", "true", "on"})
+_TAG = "tag:yaml.org,2002:"
+
+
+class TextError(Exception):
+    """The text is not acceptable YAML or JSON. ``line`` and ``column`` count from 1 within that text."""
+
+    def __init__(self, message: str, line: int, column: int, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.line = line
+        self.column = column
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One document of a YAML stream; ``line`` is where it begins in the file, counted from 0."""
+
+    text: str
+    line: int
+
+
+def split_chunks(text: str) -> Iterator[Chunk]:
+    """Cut a stream at its document markers; empty documents are left out.
+
+    A line that starts with ``---`` or ``...`` is a marker wherever it stands, also inside block scalars (YAML
+    1.2 section 9.1.2), so no parsing is needed to find them, and an error in one document does not hide the
+    next.
+    """
+    start = line = 0
+    for marker in _MARKER.finditer(text):
+        chunk = text[start : marker.start()]
+        if _has_content(chunk):
+            yield Chunk(chunk, line)
+        line += chunk.count("\n")
+        start = marker.end() if marker.group() == "---" else _line_end(text, marker.end())
+    if _has_content(text[start:]):
+        yield Chunk(text[start:], line)
+
+
+def _line_end(text: str, position: int) -> int:
+    end = text.find("\n", position)
+    return len(text) if end < 0 else end
+
+
+def _has_content(text: str) -> bool:
+    return any(line.strip() and not line.lstrip().startswith("#") for line in text.splitlines())
+
+
+def parse_chunk(text: str) -> Any:
+    """The plain data of one document; raises :class:`TextError`."""
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            return _parse_json(text)
+        except (json.JSONDecodeError, RecursionError):
+            pass  # flow-style YAML begins like JSON
+    return _Builder().build(_compose(text), 0)
+
+
+def _parse_json(text: str) -> Any:
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) != len(items):
+            # The YAML path finds the position of the duplicate.
+            raise json.JSONDecodeError("duplicate key", text, 0)
+        return found
+
+    data = json.loads(text, object_pairs_hook=pairs)
+    if _depth(data) > MAX_DEPTH:
+        raise TextError(f"nested more than {MAX_DEPTH} levels deep", 1, 1)
+    return data
+
+
+def _depth(data: Any) -> int:
+    level, deepest = [data], 0
+    while level and deepest <= MAX_DEPTH:
+        deepest += 1
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return deepest
+
+
+def _compose(text: str) -> yaml.Node:
+    if _opens_too_deep(text):
+        raise TextError(f"nested more than {MAX_DEPTH} levels deep", 1, 1)
+    loader = yaml.CSafeLoader(text)
+    try:
+        node = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        message = " ".join(part for part in (error.context, error.problem) if part)
+        raise TextError(message, (mark.line if mark else 0) + 1, (mark.column if mark else 0) + 1) from error
+    except yaml.YAMLError as error:
+        raise TextError(" ".join(str(error).split()), 1, 1, hint="the file must be UTF-8 text") from error
+    finally:
+        loader.dispose()
+    if node is None:
+        raise TextError("the document is empty", 1, 1)
+    return node
+
+
+def _opens_too_deep(text: str) -> bool:
+    """Whether some line opens so many collections that the C composer might exhaust its stack.
+
+    Brackets and block indicators are counted without regard for quoting: an upper bound, far above what
+    people write on purpose, is all that is needed here; the builder enforces the exact limit.
+    """
+    limit = 50 * MAX_DEPTH
+    depth = 0
+    if text.count("[") + text.count("{") > limit:
+        for bracket in re.finditer(r"[\[\]{}]", text):
+            depth = depth + 1 if bracket.group() in "[{" else max(0, depth - 1)
+            if depth > limit:
+                return True
+    return re.search(rf"(?:[-?:] ){{{limit}}}", text) is not None
+
+
+class _Builder:
+    """Makes plain data of a node tree. One per document, for it counts what it has seen."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._aliases = 0
+        self._nodes = 0
+
+    def build(self, node: yaml.Node, depth: int) -> Any:
+        self._count(node, depth)
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar(node)
+        if isinstance(node, yaml.SequenceNode):
+            _expect_tag(node, "seq")
+            return [self.build(item, depth + 1) for item in node.value]
+        _expect_tag(node, "map")
+        return self._mapping(node, depth)
+
+    def _count(self, node: yaml.Node, depth: int) -> None:
+        self._nodes += 1
+        if id(node) in self._seen:
+            self._aliases += 1
+        else:
+            self._seen.add(id(node))
+        if depth > MAX_DEPTH:
+            raise _error(node, f"nested more than {MAX_DEPTH} levels deep")
+        if self._aliases > MAX_ALIASES:
+            raise _error(node, f"more than {MAX_ALIASES} uses of aliases", hint="write the parts out")
+        if self._nodes > MAX_NODES:
+            raise _error(node, f"more than {MAX_NODES} values in one document")
+
+    def _mapping(self, node: yaml.Node, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _error(key_node, "a key must be plain text")
+            if key_node.tag == f"{_TAG}merge":
+                merged |= self._merge(value_node, depth)
+                continue
+            # Keys are the text as written, as JSON demands: ``80:`` is the key "80".
+            key = key_node.value
+            if key in found:
+                raise _error(key_node, f"duplicate key {key!r}", hint="remove one of the two")
+            found[key] = self.build(value_node, depth + 1)
+        return merged | found if merged else found
+
+    def _merge(self, node: yaml.Node, depth: int) -> dict[str, Any]:
+        sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        merged: dict[str, Any] = {}
+        for source in reversed(sources):
+            if not isinstance(source, yaml.MappingNode):
+                raise _error(source, "a merge key needs a mapping")
+            merged |= self.build(source, depth + 1)
+        return merged
+
+
+def _error(node: yaml.Node, message: str, *, hint: str = "") -> TextError:
+    return TextError(message, node.start_mark.line + 1, node.start_mark.column + 1, hint=hint)
+
+
+def _expect_tag(node: yaml.Node, name: str) -> None:
+    if node.tag != f"{_TAG}{name}":
+        raise _error(node, f"the tag {node.tag!r} is not supported", hint="use plain YAML values")
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    tag, text = node.tag.removeprefix(_TAG), node.value
+    if tag in ("str", "timestamp", "value"):
+        return text
+    if tag == "null":
+        return None
+    if tag == "bool":
+        return text.lower() in _TRUE
+    if tag == "int":
+        return _integer(text)
+    if tag == "float":
+        return _float(text)
+    raise _error(node, f"the tag {node.tag!r} is not supported", hint="use plain YAML values")
+
+
+def _integer(text: str) -> int | str:
+    # Base-60 numbers of YAML 1.1 (``12:30``) stay text, as in the parsers of Kubernetes.
+    if _DECIMAL.fullmatch(text):
+        digits = text.replace("_", "")
+        return int(digits) if len(digits) <= 20 else text
+    prefixed = _PREFIXED.fullmatch(text)
+    if prefixed is None:
+        return text
+    try:
+        return int(prefixed[1] + prefixed[3].replace("_", ""), _BASES[prefixed[2]])
+    except ValueError:
+        return text
+
+
+def _float(text: str) -> float | str:
+    plain = text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")
+    try:
+        return float(plain)
+    except ValueError:
+        return text
+
+
+@lru_cache(maxsize=8)
+def _composed(text: str) -> yaml.Node:
+    return _compose(text)
+
+
+def locate(text: str, path: FieldPath) -> tuple[int, int]:
+    """Line and column (from 1, within ``text``) of the key or list item at ``path``, or of its nearest
+    ancestor.
+
+    The text is read again, for positions are wanted only when something is wrong; keeping them for every
+    value of every document would cost more memory than the documents.
+    """
+    try:
+        node = _composed(text)
+    except TextError:
+        return (1, 1)
+    mark = node.start_mark
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            entry = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if entry is None:
+                break
+            mark, node = entry[0].start_mark, entry[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            mark = node.start_mark
+        else:
+            break
+    return (mark.line + 1, mark.column + 1)
