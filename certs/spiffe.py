@@ -1,8 +1,8 @@
 """SPIFFE identities of the form ``spiffe://<trust domain>/ns/<namespace>/sa/<service account>``.
 
-The grammar is an allow-list, so a NUL, a control character, an escape or an extra path segment can never make two
-different names compare equal (CVE-2025-66220 is the class of error this prevents).
-Source: SPIFFE-ID section 2; Istio's four-part path.
+The grammar is an allow-list, so a NUL, a control character, an escape or an extra path segment can never
+make two different names compare equal (CVE-2025-66220 is the class of error this prevents). Source:
+SPIFFE-ID section 2; Istio's four-part path.
 """
 
 from __future__ import annotations
@@ -52,16 +52,18 @@ class SpiffeId:
     def parse(cls, uri: str) -> SpiffeId:
         """Read a URI such as ``spiffe://cluster.local/ns/default/sa/client``.
 
-        Raises :class:`SpiffeError` for anything that does not have exactly this shape: another scheme or case of
-        it, a port, user, query or fragment, an empty, missing or extra path segment, or a character outside the
-        grammar (control characters and NUL among them).
+        Raises :class:`SpiffeError` for anything that does not have exactly this shape: another scheme or
+        case of it, a port, user, query or fragment, an empty, missing or extra path segment, or a character
+        outside the grammar (control characters and NUL among them).
         """
         if len(uri) > MAX_URI_BYTES:
             raise SpiffeError(f"the identity is longer than {MAX_URI_BYTES} bytes")
         scheme, separator, rest = uri.partition("://")
         parts = rest.split("/")
         if scheme != "spiffe" or not separator or len(parts) != 5 or parts[1] != "ns" or parts[3] != "sa":
-            raise SpiffeError(f"{uri!r}: expected spiffe://<trust domain>/ns/<namespace>/sa/<service account>")
+            raise SpiffeError(
+                f"{uri!r}: expected spiffe://<trust domain>/ns/<namespace>/sa/<service account>"
+            )
         return cls(parts[0], parts[2], parts[4])
 
     @property
