@@ -1,6 +1,6 @@
 """Kubernetes and Istio documents, and what they mean for the mesh.
 
-Reading order: ``problems`` (a place in a file and what is wrong there), ``yaml_text`` (text to plain data,
-safely), ``documents`` (files to objects with positions), then the kinds (``kubernetes``, ``istio``) and their
-``translation`` into ``ztun.mesh``. Pydantic is used here and nowhere further inside.
+Reading order: ``yaml_text`` (text to plain data, safely, and back to positions), ``documents`` (files to
+objects), then the kinds (``kubernetes``, ``istio``) and their ``translation`` into ``ztun.mesh``. Pydantic is
+used here and nowhere further inside.
 """

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
 
-from ztun.resources.problems import FieldPath, Location, Problem, Severity, format_path
+from ztun.mesh.document import Document, FieldPath, Location, Problem, Severity, format_path
 from ztun.resources.yaml_text import MAX_TEXT_BYTES, TextError, locate, parse_chunk, split_chunks
 
 __all__ = [
@@ -43,68 +43,6 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]{0,251}[A-Za-z0-9])?", re.ASCI
 _NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 
 M = TypeVar("M", bound=pydantic.BaseModel)
-
-
-@dataclass(frozen=True)
-class Document:
-    """One object. ``data`` is the whole of it (``metadata`` and ``spec`` included) and must not be changed.
-
-    ``created`` is ``metadata.creationTimestamp`` or empty; ``order`` counts documents in the order of
-    loading; ``namespace_defaulted`` tells that the document itself names no namespace.
-    """
-
-    api_version: str
-    kind: str
-    namespace: str
-    name: str
-    data: dict[str, Any] = field(hash=False)
-    file: str
-    created: str = ""
-    order: int = 0
-    namespace_defaulted: bool = False
-    text: str = field(default="", repr=False, compare=False)
-    """The text of the YAML document it stands in."""
-    text_line: int = field(default=0, repr=False, compare=False)
-    """The line of the file, counted from 0, at which ``text`` begins."""
-    base: FieldPath = field(default=(), repr=False, compare=False)
-    """Where the object stands in ``text``: empty, or ``("items", n)`` in a List."""
-
-    @cached_property
-    def location(self) -> Location:
-        """Where the object begins."""
-        return self.locate()
-
-    @property
-    def group(self) -> str:
-        """API group, empty for the core group."""
-        return self.api_version.rpartition("/")[0]
-
-    @property
-    def label(self) -> str:
-        """``Kind namespace/name``, as messages show it."""
-        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
-
-    @property
-    def key(self) -> tuple[str, str, str, str]:
-        """(group, kind, namespace, name): two documents with the same key are the same object."""
-        return (self.group, self.kind, self.namespace, self.name)
-
-    def locate(self, path: FieldPath = ()) -> Location:
-        """Where the field at ``path`` stands; the nearest existing ancestor when it does not exist."""
-        line, column = locate(self.text, self.base + path)
-        return Location(self.file, line + self.text_line, column)
-
-    def problem(
-        self,
-        path: FieldPath,
-        message: str,
-        *,
-        hint: str = "",
-        code: str = "SCHEMA",
-        severity: Severity = "error",
-    ) -> Problem:
-        """A :class:`Problem` about the field at ``path`` of this document."""
-        return Problem(self.locate(path), self.label, format_path(path), message, hint, code, severity)
 
 
 def parse_documents(
@@ -156,8 +94,8 @@ def _document(
     order: int,
 ) -> Document | Problem:
     def wrong(path: FieldPath, message: str, hint: str = "") -> Problem:
-        line, column = locate(text, base + path)
-        return Problem(Location(file, line + text_line, column), label, format_path(path), message, hint)
+        place = _locate(file, text, text_line, base, path)
+        return Problem(place, label, format_path(path), message, hint)
 
     label = ""
     if not isinstance(data, dict):
@@ -177,7 +115,7 @@ def _document(
     label = f"{kind} {name}"
     given = metadata.get("namespace")
     if given is not None and (not isinstance(given, str) or (given and not _NAMESPACE.fullmatch(given))):
-        return wrong(("metadata", "namespace"), "use lower-case letters, digits and '-', at most 63 of them")
+        return wrong(("metadata", "namespace"), "use lower-case letters, digits and '-', at most 63")
     cluster_scoped = kind in CLUSTER_SCOPED
     namespace = "" if cluster_scoped else given or default_namespace
     created = metadata.get("creationTimestamp")
@@ -187,14 +125,17 @@ def _document(
         namespace=namespace,
         name=name,
         data=data,
-        file=file,
         created=created if isinstance(created, str) else "",
         order=order,
         namespace_defaulted=not given and not cluster_scoped,
-        text=text,
-        text_line=text_line,
-        base=base,
+        locator=partial(_locate, file, text, text_line, base),
     )
+
+
+def _locate(file: str, text: str, text_line: int, base: FieldPath, path: FieldPath) -> Location:
+    """The position in the file of a field of the object at ``base`` in a text that begins at ``text_line``."""
+    line, column = locate(text, base + path)
+    return Location(file, line + text_line, column)
 
 
 def configuration_files(path: Path) -> list[Path]:

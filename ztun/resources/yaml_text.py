@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from ztun.resources.problems import FieldPath
+from ztun.mesh.document import FieldPath
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024  # room for a List of 10,000 pods as kubectl prints it
 MAX_DEPTH = 64  # the deepest Kubernetes object (a JSON schema inside a CRD) stays below 40
