@@ -1,0 +1,169 @@
+"""One line per connection, with ztunnel's fields in ztunnel's order.
+
+The event loop only fills a :class:`ConnectionReport`; the text is made on the writer thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from certs.spiffe import SpiffeId
+from ztun.errors import ZtunError
+from ztun.mesh.model import Workload
+from ztun.telemetry.levels import DEBUG, ERROR, INFO, WARN, Levels, level_name
+from ztun.telemetry.lines import Bare, LogFormat, format_line
+from ztun.telemetry.logging import error_fields
+from ztun.telemetry.writer import LineWriter
+
+AccessLogMode: TypeAlias = Literal["text", "json", "none"]
+SCOPE = "access"
+
+
+@dataclass(slots=True)
+class ConnectionReport:
+    """What is known about one connection; empty strings and None are left out of the line.
+
+    ``destination_addr`` is where the bytes really go: the next hop on the outbound side, the pod's HBONE
+    address on the inbound side. ``hbone_addr`` is the CONNECT authority. ``bytes_sent`` and ``bytes_recv``
+    are seen from the local pod: on the outbound side sent is client to server, on the inbound side server to
+    client. Not to be changed once it was handed to the log.
+    """
+
+    source_addr: str
+    destination_addr: str
+    direction: Literal["inbound", "outbound"]
+    hbone_addr: str = ""
+    service: str = ""
+    source: Workload | None = None
+    destination: Workload | None = None
+    source_identity: SpiffeId | None = None
+    destination_identity: SpiffeId | None = None
+    bytes_sent: int = 0
+    bytes_recv: int = 0
+    duration_seconds: float = 0.0
+    error: ZtunError | None = None
+
+
+class _Record:
+    """A report on its way to the writer thread."""
+
+    __slots__ = ("fields", "level", "message", "report", "style", "when")
+
+    def __init__(
+        self,
+        style: LogFormat,
+        when: float,
+        level: int,
+        message: str,
+        fields: Callable[[ConnectionReport, LogFormat], Iterator[tuple[str, object]]],
+        report: ConnectionReport,
+    ) -> None:
+        self.style = style
+        self.when = when
+        self.level = level
+        self.message = message
+        self.fields = fields
+        self.report = report
+
+    def render(self) -> str:
+        present = [
+            (key, value) for key, value in self.fields(self.report, self.style) if value not in ("", None)
+        ]
+        return format_line(self.style, self.when, level_name(self.level), SCOPE, self.message, present)
+
+
+def _who(prefix: str, workload: Workload | None, identity: SpiffeId | None) -> Iterator[tuple[str, object]]:
+    if workload is not None:
+        yield f"{prefix}.workload", workload.name or workload.canonical_name
+        yield f"{prefix}.namespace", workload.namespace
+    elif identity is not None:
+        yield f"{prefix}.namespace", identity.namespace
+    yield f"{prefix}.identity", identity
+    if workload is not None:
+        yield f"{prefix}.cluster", workload.cluster_id
+
+
+def _opened_fields(report: ConnectionReport, _style: LogFormat) -> Iterator[tuple[str, object]]:
+    yield "src.addr", Bare(report.source_addr)
+    yield from _who("src", report.source, report.source_identity)
+    yield "dst.addr", Bare(report.destination_addr)
+    yield "dst.hbone_addr", Bare(report.hbone_addr)
+    yield "dst.service", report.service
+    yield from _who("dst", report.destination, report.destination_identity)
+    yield "direction", report.direction
+
+
+def _complete_fields(report: ConnectionReport, style: LogFormat) -> Iterator[tuple[str, object]]:
+    yield from _opened_fields(report, style)
+    yield "bytes_sent", report.bytes_sent
+    yield "bytes_recv", report.bytes_recv
+    yield "duration", f"{int(report.duration_seconds * 1000)}ms"
+    yield from _error(report, style)
+
+
+def _failed_fields(report: ConnectionReport, style: LogFormat) -> Iterator[tuple[str, object]]:
+    yield "src.addr", Bare(report.source_addr)
+    yield "dst.addr", Bare(report.destination_addr)
+    yield "direction", report.direction
+    yield from _error(report, style)
+
+
+def _error(report: ConnectionReport, style: LogFormat) -> Iterator[tuple[str, object]]:
+    if report.error is None:
+        return
+    if style == "json":
+        yield from error_fields(report.error).items()
+    else:
+        yield "error", str(report.error)
+
+
+class AccessLog:
+    """Writes the records, as the level of the scope ``access`` allows.
+
+    Open records are written when asked for or when that level is debug.
+    """
+
+    def __init__(
+        self,
+        writer: LineWriter,
+        *,
+        mode: AccessLogMode = "text",
+        levels: Levels | None = None,
+        open_records: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._writer = writer
+        self._style: LogFormat | None = None if mode == "none" else mode
+        self._levels = levels or Levels()
+        self._open_records = open_records
+        self._clock = clock
+
+    def opened(self, report: ConnectionReport) -> None:
+        """The connection was accepted and tracked."""
+        if self._style is None:
+            return
+        if self._levels.enabled(SCOPE, DEBUG) or (self._open_records and self._levels.enabled(SCOPE, INFO)):
+            record = _Record(self._style, self._clock(), DEBUG, "connection opened", _opened_fields, report)
+            self._writer.put(record)
+
+    def complete(self, report: ConnectionReport) -> None:
+        """The connection ended; with ``error`` set the line has level error."""
+        level = INFO if report.error is None else ERROR
+        self._put(level, "connection complete", _complete_fields, report)
+
+    def failed(self, report: ConnectionReport) -> None:
+        """The connection was refused before it was tracked; such a connection has no metrics."""
+        self._put(WARN, "connection failed", _failed_fields, report)
+
+    def _put(
+        self,
+        level: int,
+        message: str,
+        fields: Callable[[ConnectionReport, LogFormat], Iterator[tuple[str, object]]],
+        report: ConnectionReport,
+    ) -> None:
+        if self._style is not None and self._levels.enabled(SCOPE, level):
+            self._writer.put(_Record(self._style, self._clock(), level, message, fields, report))
