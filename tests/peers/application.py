@@ -6,6 +6,7 @@ The first line of a connection says what the server does; what follows the line 
     sink                read to the end of stream, answer ``<count> <sha256>``, close
     count               the same without hashing, for the benchmark
     source SEED COUNT   send that much of the pattern and end of stream, read to the end of stream
+    send SEED COUNT     send that much of the pattern, close when the client does
     linger TOKEN        send ``bye`` and end of stream at once, read on, keep the outcome under TOKEN
     watch TOKEN         read, keep the outcome under TOKEN
     reset               answer ``now``, then end with RST when the next byte comes
@@ -96,7 +97,7 @@ class Connection(asyncio.BufferedProtocol):
     def _begin(self, words: list[str]) -> None:
         self.behaviour = words[0] if words else "echo"
         self.tally.hashed = self.behaviour != "count"
-        if self.behaviour == "source":
+        if self.behaviour in ("source", "send"):
             self.pieces = pattern(int(words[1]), int(words[2]))
             self.resume_writing()
         elif self.behaviour in ("linger", "watch"):
@@ -138,7 +139,7 @@ class Connection(asyncio.BufferedProtocol):
                 self.pieces = None
                 if self.ended:
                     self.transport.close()
-                else:
+                elif self.behaviour == "source":
                     self.transport.write_eof()
             else:
                 self.transport.write(piece)

@@ -1,0 +1,117 @@
+"""The paths that are compared: direct, a pair of Envoys, a pair of ztun node proxies.
+
+All of them lead to the same application and nginx, with certificates of the same authority. Each proxied path
+has one process per proxy, its access log written to a file and its metrics on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
+from tests.peers.addresses import AddressBlock
+from tests.peers.credentials import TestAuthority
+from tests.peers.envoy import EnvoyProcess
+from tests.peers.envoy_config import Terminator, TunnelEntry
+from tests.peers.nginx import NginxProcess
+from tests.peers.process import Process
+from tests.peers.traffic import Address, ApplicationProcess
+
+ECHO_PORT = 9000
+HTTP_PORT = 8080
+HBONE_PORT = 15008
+CLIENT = SpiffeId(DEFAULT_TRUST_DOMAIN, "default", "client")
+SERVER = SpiffeId(DEFAULT_TRUST_DOMAIN, "default", "server")
+
+
+@dataclass(frozen=True, slots=True)
+class MeshPath:
+    """Where a client connects, and the proxies in between (source first; none on the direct path)."""
+
+    kind: str
+    echo: Address
+    http: Address
+    proxies: tuple[Process, ...]
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all proxies so far."""
+        return sum(proxy.cpu_seconds() for proxy in self.proxies)
+
+
+class Mesh:
+    """What all paths share: the authority, the application and nginx. A context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.authority = TestAuthority(directory)
+        block = AddressBlock()
+        # An address of its own per path keeps the four-tuples of closing connections apart.
+        self._pods = {kind: block.take() for kind in KINDS}
+        self._entry = block.take()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        pods = list(self._pods.values())
+        with ExitStack() as stack:
+            log = self.directory / "application.log"
+            stack.enter_context(ApplicationProcess([(ip, ECHO_PORT) for ip in pods], log))
+            stack.enter_context(NginxProcess([(ip, HTTP_PORT) for ip in pods], self.directory))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    @contextmanager
+    def open(self, kind: str) -> Iterator[MeshPath]:
+        """Fresh proxies of one kind; ended on exit."""
+        with KINDS[kind](self) as path:
+            yield path
+
+    @contextmanager
+    def direct(self) -> Iterator[MeshPath]:
+        """No proxy at all."""
+        pod = self._pods["direct"]
+        yield MeshPath("direct", (pod, ECHO_PORT), (pod, HTTP_PORT), ())
+
+    @contextmanager
+    def envoy(self) -> Iterator[MeshPath]:
+        """``tunneling_config`` to a CONNECT terminator."""
+        pod, server, client = self._pods["envoy"], self.authority.issue(SERVER), self.authority.issue(CLIENT)
+        routes = {f"{pod}:{port}": (pod, port) for port in (ECHO_PORT, HTTP_PORT)}
+        inbound = Terminator(
+            "inbound",
+            (pod, HBONE_PORT),
+            server,
+            routes,
+            expected=[CLIENT],
+            access_log=self.directory / "envoy-destination.access",
+        )
+        outbound = [
+            TunnelEntry(
+                name,
+                (self._entry, 0),
+                f"{pod}:{port}",
+                (pod, HBONE_PORT),
+                client,
+                SERVER,
+                access_log=self.directory / "envoy-source.access",
+            )
+            for name, port in (("echo", ECHO_PORT), ("http", HTTP_PORT))
+        ]
+        with (
+            EnvoyProcess("envoy-destination", [inbound], self.directory) as destination,
+            EnvoyProcess("envoy-source", outbound, self.directory) as source,
+        ):
+            echo, http = source.listener("echo"), source.listener("http")
+            yield MeshPath("envoy", echo, http, (source, destination))
+
+
+KINDS = {"ztun": Mesh.direct, "envoy": Mesh.envoy, "direct": Mesh.direct}
