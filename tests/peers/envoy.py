@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -83,7 +84,7 @@ class EnvoyProcess(Process):
                 return bound["address"], int(bound["port_value"])
         raise KeyError(f"Envoy {self.name} has no listener {name!r}")
 
-    def stat(self, name: str) -> int:
-        """The value of one counter or gauge; 0 when it does not exist yet."""
-        answer = self.admin("GET", f"/stats?format=json&filter=^{name}$").json()
-        return next((int(entry["value"]) for entry in answer["stats"] if entry.get("name") == name), 0)
+    def stat(self, pattern: str) -> int:
+        """The sum of the counters and gauges whose whole name matches the regular expression."""
+        answer = self.admin("GET", f"/stats?format=json&filter={quote(f'^{pattern}$')}").json()
+        return sum(int(entry["value"]) for entry in answer["stats"] if "value" in entry)
