@@ -1,8 +1,9 @@
 """The values a mesh is made of: workloads, services and authorization policies.
 
 Field names and meanings follow Istio's ``istio.workload.Workload``, ``istio.workload.Service`` and
-``istio.security.Authorization`` messages. IP addresses are canonical text (``"10.0.0.1"``, ``"2001:db8::1"``; an
-IPv4-mapped IPv6 address is written as IPv4): a dictionary key on the path of every connection, cheaper than an object.
+``istio.security.Authorization`` messages. IP addresses are canonical text (``"10.0.0.1"``, ``"2001:db8::1"``;
+an IPv4-mapped IPv6 address is written as IPv4): a dictionary key on the path of every connection, cheaper
+than an object.
 """
 
 from __future__ import annotations
@@ -110,8 +111,8 @@ class GatewayAddress:
 class Workload:
     """One pod or WorkloadEntry. ``uid`` is unique, e.g. ``Kubernetes//Pod/default/client-1``.
 
-    ``services`` maps (namespace, hostname) of each service this is an endpoint of to {service port: target port}.
-    ``authorization_policies`` lists the selector-scoped policies that apply, as ``namespace/name``.
+    ``services`` maps (namespace, hostname) of each service this is an endpoint of to {service port: target
+    port}. ``authorization_policies`` lists the selector-scoped policies that apply, as ``namespace/name``.
     """
 
     uid: str
@@ -123,7 +124,7 @@ class Workload:
     network: str = ""
     node: str = ""
     tunnel_protocol: TunnelProtocol = TunnelProtocol.NONE
-    labels: Mapping[str, str] = field(default=_EMPTY, hash=False)
+    labels: Mapping[str, str] = field(default_factory=lambda: _EMPTY, hash=False)
     services: Mapping[NamespacedName, Mapping[int, int]] = field(
         default_factory=lambda: MappingProxyType({}), hash=False
     )
@@ -302,7 +303,7 @@ class Authorization:
     rules: tuple[Rule, ...]
     dry_run: bool = False
     target_refs: tuple[tuple[str, str, str], ...] = ()
-    """(group, kind, name) of the objects in its namespace it is attached to; then only a waypoint enforces it."""
+    """(group, kind, name) of the objects it is attached to in its namespace; only a waypoint enforces it."""
 
     @property
     def key(self) -> str:

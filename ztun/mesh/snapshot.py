@@ -52,11 +52,13 @@ class _CidrVips:
 
 def is_visible(service: Service, client_namespace: str | None) -> bool:
     """Whether clients of a namespace see the service; ``None`` asks on behalf of the mesh itself: always."""
-    if client_namespace is None or client_namespace == service.namespace:
-        return "~" not in service.export_to or client_namespace is None
+    if client_namespace is None:
+        return True
+    own = client_namespace == service.namespace
     if service.visible_only_in_namespace:
-        return False
-    return "*" in service.export_to or client_namespace in service.export_to
+        return own
+    exported = service.export_to
+    return "*" in exported or client_namespace in exported or (own and "." in exported)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

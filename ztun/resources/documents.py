@@ -133,7 +133,7 @@ def _document(
 
 
 def _locate(file: str, text: str, text_line: int, base: FieldPath, path: FieldPath) -> Location:
-    """The position in the file of a field of the object at ``base`` in a text that begins at ``text_line``."""
+    """The place of a field of the object at ``base`` in a text that begins at ``text_line`` of a file."""
     line, column = locate(text, base + path)
     return Location(file, line + text_line, column)
 
