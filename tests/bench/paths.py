@@ -15,7 +15,7 @@ from typing import Self
 
 from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
 from tests.peers.addresses import AddressBlock
-from tests.peers.credentials import TestAuthority
+from tests.peers.credentials import ThrowAwayAuthority
 from tests.peers.envoy import EnvoyProcess
 from tests.peers.envoy_config import Terminator, TunnelEntry
 from tests.peers.nginx import NginxProcess
@@ -48,7 +48,7 @@ class Mesh:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.authority = TestAuthority(directory)
+        self.authority = ThrowAwayAuthority(directory)
         block = AddressBlock()
         # An address of its own per path keeps the four-tuples of closing connections apart.
         self._pods = {kind: block.take() for kind in KINDS}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-from certs.authority import create_authority
+from certs.bundle import certificates_pem
+from certs.directory import CaDirectory
+from certs.disk import write_file, write_key
 from certs.request import build_request, new_key
-from certs.spiffe import SpiffeId
+from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,13 @@ class Credentials:
         return self.directory / "root-cert.pem"
 
 
-class TestAuthority:
-    """A certificate authority of a test; ``directory`` also serves as ``--ca`` of a proxy."""
+class ThrowAwayAuthority:
+    """A certificate authority for one test run; ``directory`` serves as ``--ca`` of a proxy."""
 
-    __test__ = False  # the name begins with Test, pytest must not collect it
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory / "ca"
-        self._issued = directory / "issued"
-        self._authority = create_authority(now=datetime.now(UTC))
+    def __init__(self, parent: Path) -> None:
+        self.directory = parent / "ca"
+        self._issued = parent / "issued"
+        self._authority = CaDirectory(self.directory).create(DEFAULT_TRUST_DOMAIN, now=datetime.now(UTC))
         self._credentials: dict[SpiffeId, Credentials] = {}
 
     def issue(self, identity: SpiffeId) -> Credentials:
@@ -54,11 +52,8 @@ class TestAuthority:
             chain = self._authority.sign(build_request(key, identity), identity, now=datetime.now(UTC))
             made = Credentials(identity, self._issued / identity.path.replace("/", "."))
             made.directory.mkdir(parents=True)
-            made.chain.write_bytes(b"".join(link.public_bytes(Encoding.PEM) for link in chain))
-            made.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-            made.key.chmod(0o600)
-            made.roots.write_bytes(
-                b"".join(root.public_bytes(Encoding.PEM) for root in self._authority.roots)
-            )
+            write_file(made.chain, certificates_pem(chain), private=False)
+            write_key(made.key, key)
+            write_file(made.roots, certificates_pem(self._authority.roots), private=False)
             self._credentials[identity] = made
         return self._credentials[identity]

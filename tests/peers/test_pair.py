@@ -13,7 +13,7 @@ import pytest
 from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
 from tests.peers import traffic
 from tests.peers.addresses import AddressBlock
-from tests.peers.credentials import TestAuthority
+from tests.peers.credentials import ThrowAwayAuthority
 from tests.peers.envoy import EnvoyProcess, envoy_binary
 from tests.peers.envoy_config import Terminator, TunnelEntry
 from tests.peers.pattern import Tally
@@ -28,11 +28,11 @@ SERVER = SpiffeId(DEFAULT_TRUST_DOMAIN, "default", "server")
 
 @dataclass(frozen=True, slots=True)
 class Pair:
+    source: EnvoyProcess
+    destination: EnvoyProcess
     command: Address
     greet: Address
     refused: Address
-    source: EnvoyProcess
-    destination: EnvoyProcess
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 def _started(directory: Path) -> Iterator[Pair]:
-    authority, block = TestAuthority(directory), AddressBlock()
+    authority, block = ThrowAwayAuthority(directory), AddressBlock()
     pod, entry = block.take(), block.take()
     client, server = authority.issue(CLIENT), authority.issue(SERVER)
     inbound = Terminator(
@@ -68,7 +68,7 @@ def _started(directory: Path) -> Iterator[Pair]:
         EnvoyProcess("source", outbound, directory) as source,
     ):
         listeners = [source.listener(name) for name in ("command", "greet", "refused")]
-        yield Pair(*listeners, source, destination)
+        yield Pair(source, destination, *listeners)
 
 
 def test_bulk_up_is_byte_exact(pair: Pair) -> None:
