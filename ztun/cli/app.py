@@ -1,0 +1,25 @@
+"""The ``ztun`` command line: which commands there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import typer
+
+from ztun.cli import echo, outcome, version
+
+app = typer.Typer(
+    name="ztun",
+    help="A service mesh data plane: the node proxy, the tools that question it, and a mesh on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+echo.register(app)
+version.register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the ``ztun`` executable; returns the exit code."""
+    return outcome.run(app, "ztun", arguments)
