@@ -6,7 +6,7 @@ has one process per proxy, its access log written to a file and its metrics on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import Self
 
 from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
-from tests.peers.addresses import AddressBlock
+from tests.peers.addresses import AddressBlock, free_port
 from tests.peers.credentials import ThrowAwayAuthority
 from tests.peers.envoy import EnvoyProcess
 from tests.peers.envoy_config import Terminator, TunnelEntry
 from tests.peers.nginx import NginxProcess
+from tests.peers.node import Forward, NodeProcess, Pod, write_mesh
 from tests.peers.process import Process
 from tests.peers.traffic import Address, ApplicationProcess
 
@@ -52,7 +53,7 @@ class Mesh:
         block = AddressBlock()
         # An address of its own per path keeps the four-tuples of closing connections apart.
         self._pods = {kind: block.take() for kind in KINDS}
-        self._entry = block.take()
+        self._entry, self._client = block.take(), block.take()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -113,5 +114,31 @@ class Mesh:
             echo, http = source.listener("echo"), source.listener("http")
             yield MeshPath("envoy", echo, http, (source, destination))
 
+    @contextmanager
+    def ztun(self) -> Iterator[MeshPath]:
+        """``--forward`` of the client's node to the node of the server's pod."""
+        server = Pod(SERVER.service_account, self._pods["ztun"], "destination")
+        client = Pod(CLIENT.service_account, self._client, "source")
+        config = write_mesh(self.directory / "mesh", [client, server])
+        echo, http = (self._entry, free_port(self._entry)), (self._entry, free_port(self._entry))
+        forwards = [
+            Forward(echo, (server.ip, ECHO_PORT), client),
+            Forward(http, (server.ip, HTTP_PORT), client),
+        ]
+        with (
+            self._node("destination", config) as destination,
+            self._node("source", config, forwards) as source,
+        ):
+            yield MeshPath("ztun", echo, http, (source, destination))
 
-KINDS = {"ztun": Mesh.direct, "envoy": Mesh.envoy, "direct": Mesh.direct}
+    def _node(self, name: str, config: Path, forwards: Sequence[Forward] = ()) -> NodeProcess:
+        return NodeProcess(
+            name,
+            config=config,
+            authority=self.authority.directory,
+            directory=self.directory,
+            forwards=forwards,
+        )
+
+
+KINDS = {"ztun": Mesh.ztun, "envoy": Mesh.envoy, "direct": Mesh.direct}

@@ -213,6 +213,7 @@ def _entry_listener(entry: TunnelEntry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "address": _address(entry.listen),
+        "enable_reuse_port": False,
         "filter_chains": [{"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}]}],
     }
 
@@ -252,7 +253,12 @@ def _terminator_listener(part: Terminator) -> dict[str, Any]:
         "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
         "transport_socket": {"name": "tls", "typed_config": tls},
     }
-    return {"name": part.name, "address": _address(part.listen), "filter_chains": [chain]}
+    return {
+        "name": part.name,
+        "address": _address(part.listen),
+        "enable_reuse_port": False,  # with it a second listener on the address would silently take its share
+        "filter_chains": [chain],
+    }
 
 
 def _virtual_hosts(routes: Mapping[str, Address]) -> list[dict[str, Any]]:
