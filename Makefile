@@ -1,0 +1,40 @@
+# A target per habit. Each sets up .venv by itself, once for every change of pyproject.toml.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test bench bench-quick lint format clean
+
+demo: $(READY)
+	$(BIN)/ztun demo --check
+
+test: $(READY)
+	$(BIN)/pytest $(ARGS)
+
+bench: $(READY)
+	$(BIN)/python -m tests.bench --json bench.json $(ARGS)
+
+bench-quick: $(READY)
+	$(BIN)/python -m tests.bench --quick --json bench-quick.json $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis bench.json bench-quick.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip 25.1 is the first that installs dependency groups.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	touch $@
