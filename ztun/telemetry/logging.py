@@ -142,15 +142,15 @@ def get_logger(scope: str) -> ScopedLogger:
 class _ScopeTarget:
     """What structlog calls the wrapped logger: the threshold of one scope and the way to the writer."""
 
-    __slots__ = ("_levels", "_scope", "_writer")
+    __slots__ = ("_levels", "_writer", "scope")
 
     def __init__(self, scope: str, levels: Levels, writer: LineWriter) -> None:
-        self._scope = scope
+        self.scope = scope
         self._levels = levels
         self._writer = writer
 
     def enabled(self, level: int) -> bool:
-        return self._levels.enabled(self._scope, level)
+        return self._levels.enabled(self.scope, level)
 
     def put(self, line: str) -> None:
         self._writer.put(line)
@@ -223,24 +223,23 @@ class Logging:
         structlog.reset_defaults()
 
     def _limit_repeats(
-        self, _logger: object, method: str, event: MutableMapping[str, Any]
+        self, target: _ScopeTarget, method: str, event: MutableMapping[str, Any]
     ) -> MutableMapping[str, Any]:
         if method in ("warn", "error"):
             error = event.get("error")
             code = error.code if isinstance(error, ZtunError) else str(event.get("code", ""))
-            held = self._gate.admit(
-                (str(event.get("scope")), method, event["event"], code), self._monotonic()
-            )
+            held = self._gate.admit((target.scope, method, str(event["event"]), code), self._monotonic())
             if held is None:
                 raise structlog.DropEvent
             if held:
                 event["suppressed"] = held
         return event
 
-    def _render(self, _logger: object, method: str, event: MutableMapping[str, Any]) -> str:
-        message, scope = str(event.pop("event")), str(event.pop("scope", "ztun"))
+    def _render(self, target: _ScopeTarget, method: str, event: MutableMapping[str, Any]) -> str:
+        message = str(event.pop("event"))
+        event.pop("scope", None)
         spans: tuple[Span, ...] = event.pop(_SPANS, ())
-        return format_line(self._style, self._clock(), method, scope, message, event.items(), spans)
+        return format_line(self._style, self._clock(), method, target.scope, message, event.items(), spans)
 
 
 def _spread_error(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
