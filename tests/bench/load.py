@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.peers.process import Process
-from tests.peers.traffic import ROOT, Address, dial, read_all, read_exactly
+from tests.peers.traffic import ROOT, Address, dial, read_exactly
 
 PAYLOAD = b"x" * 64
 CHUNK_BYTES = 256 * 1024
@@ -137,18 +137,15 @@ def http_requests(address: Address, connections: int, seconds: int) -> Requests:
 
 
 def bulk_up(address: Address, mebibytes: int) -> float:
-    """Gbit/s from client to server over one connection, until the server has counted every byte."""
+    """Gbit/s from client to server over one connection, until the server has read every byte."""
     piece, count = bytes(CHUNK_BYTES), mebibytes * MEBIBYTE
     with dial(address) as connection:
         started = time.perf_counter()
-        connection.sendall(b"count\n")
+        connection.sendall(f"take {count}\n".encode())
         for _ in range(count // CHUNK_BYTES):
             connection.sendall(piece)
-        connection.shutdown(socket.SHUT_WR)
-        answer = read_all(connection).split()
+        read_exactly(connection, len(b"taken\n"))
         taken = time.perf_counter() - started
-    if not answer or int(answer[0]) != count:
-        raise EOFError(f"{address} took {answer} of {count} bytes")
     return count * 8 / taken / 1e9
 
 
@@ -196,7 +193,7 @@ def _flood(arguments: Sequence[str]) -> None:
     """The process of :func:`beside_bulk`: upload until it is ended."""
     piece = bytes(CHUNK_BYTES)
     with dial((arguments[0], int(arguments[1]))) as connection:
-        connection.sendall(b"count\n")
+        connection.sendall(b"take 0\n")
         for _ in range(64):
             connection.sendall(piece)
         print("flowing", flush=True)

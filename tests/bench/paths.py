@@ -1,4 +1,4 @@
-"""The paths that are compared: direct, a pair of Envoys, a pair of ztun node proxies.
+"""The paths that are compared: a pair of ztun node proxies, of Envoys, of nginx, and direct.
 
 All of them lead to the same application and nginx, with certificates of the same authority. Each proxied path
 has one process per proxy, its access log written to a file and its metrics on.
@@ -18,7 +18,7 @@ from tests.peers.addresses import AddressBlock, free_port
 from tests.peers.credentials import ThrowAwayAuthority
 from tests.peers.envoy import EnvoyProcess
 from tests.peers.envoy_config import Terminator, TunnelEntry
-from tests.peers.nginx import NginxProcess
+from tests.peers.nginx import http_application, stream_entry, stream_exit
 from tests.peers.node import Forward, NodeProcess, Pod, write_mesh
 from tests.peers.process import Process
 from tests.peers.traffic import Address, ApplicationProcess
@@ -47,8 +47,9 @@ class MeshPath:
 class Mesh:
     """What all paths share: the authority, the application and nginx. A context manager."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, http: bool = True) -> None:
         self.directory = directory
+        self._http = http
         self.authority = ThrowAwayAuthority(directory)
         block = AddressBlock()
         # An address of its own per path keeps the four-tuples of closing connections apart.
@@ -61,7 +62,8 @@ class Mesh:
         with ExitStack() as stack:
             log = self.directory / "application.log"
             stack.enter_context(ApplicationProcess([(ip, ECHO_PORT) for ip in pods], log))
-            stack.enter_context(NginxProcess([(ip, HTTP_PORT) for ip in pods], self.directory))
+            if self._http:
+                stack.enter_context(http_application([(ip, HTTP_PORT) for ip in pods], self.directory))
             self._stack = stack.pop_all()
         return self
 
@@ -131,6 +133,20 @@ class Mesh:
         ):
             yield MeshPath("ztun", echo, http, (source, destination))
 
+    @contextmanager
+    def nginx(self) -> Iterator[MeshPath]:
+        """``stream`` with mTLS: the same bytes and certificates, but a TLS connection per TCP connection."""
+        pod, server, client = self._pods["nginx"], self.authority.issue(SERVER), self.authority.issue(CLIENT)
+        inner = {port: (pod, free_port(pod)) for port in (ECHO_PORT, HTTP_PORT)}
+        outer = {port: (self._entry, free_port(self._entry)) for port in inner}
+        leave = {address: (pod, port) for port, address in inner.items()}
+        enter = {address: inner[port] for port, address in outer.items()}
+        with (
+            stream_exit("nginx-destination", leave, server, self.directory) as destination,
+            stream_entry("nginx-source", enter, client, self.directory) as source,
+        ):
+            yield MeshPath("nginx", outer[ECHO_PORT], outer[HTTP_PORT], (source, destination))
+
     def _node(self, name: str, config: Path, forwards: Sequence[Forward] = ()) -> NodeProcess:
         return NodeProcess(
             name,
@@ -141,4 +157,5 @@ class Mesh:
         )
 
 
-KINDS = {"ztun": Mesh.ztun, "envoy": Mesh.envoy, "direct": Mesh.direct}
+KINDS = {"ztun": Mesh.ztun, "envoy": Mesh.envoy, "direct": Mesh.direct, "nginx": Mesh.nginx}
+DEFAULT_KINDS = ("ztun", "envoy", "direct")

