@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from shutil import which
 
 from tests.peers.envoy import envoy_binary
 from tests.peers.nginx import STREAM_MODULE, nginx_binary
@@ -39,7 +39,7 @@ def possible(kinds: Sequence[str], names: frozenset[str]) -> Selection:
     if not nginx or not STREAM_MODULE.exists():
         reason = "nginx with its stream module is not installed (Debian: libnginx-mod-stream)"
         selection = _without_kind(selection, "nginx", reason)
-    if selection.http and not (nginx and shutil.which("wrk")):
+    if selection.http and not (nginx and which("wrk")):
         note = "no HTTP rows: nginx or wrk is not installed (Debian: nginx, wrk)"
         kept = frozenset(name for name in names if not _needs_http(name))
         selection = replace(selection, names=kept, notes=(*selection.notes, note))

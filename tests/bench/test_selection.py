@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 def everything_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "envoy_binary", lambda: "envoy")
     monkeypatch.setattr(selection, "nginx_binary", lambda: "nginx")
-    monkeypatch.setattr(selection.shutil, "which", lambda name: name)
+    monkeypatch.setattr(selection, "which", lambda name: name)
 
 
 @pytest.mark.usefixtures("everything_installed")
@@ -27,7 +27,7 @@ def test_nothing_is_left_out_when_all_is_there() -> None:
 
 @pytest.mark.usefixtures("everything_installed")
 def test_without_wrk_there_are_no_http_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection.shutil, "which", lambda name: None)
+    monkeypatch.setattr(selection, "which", lambda name: None)
     chosen = selection.possible(("ztun",), frozenset({"http_1", "cpu_requests", "rtt_p50"}))
     assert chosen.names == {"rtt_p50"}
     assert not chosen.http

@@ -12,7 +12,8 @@ The first line of a connection says what the server does; what follows the line 
     reset               answer ``now``, then end with RST when the next byte comes
     outcome TOKEN       wait for that outcome and answer ``eof|reset <count> <sha256>``
 
-On a ``--greet`` address the server speaks first (``220 ready``) and then echoes.
+On a ``--greet`` address the server speaks first (``220 ready``) and then echoes; on a ``--farewell`` address
+it says the same and ends its side at once.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ class Outcomes:
 class Connection(asyncio.BufferedProtocol):
     """One connection and the behaviour its first line chose."""
 
-    def __init__(self, outcomes: Outcomes, greet: bool) -> None:
+    def __init__(self, outcomes: Outcomes, first: str) -> None:
         self.outcomes = outcomes
-        self.greet = greet
-        self.behaviour = "echo" if greet else ""
+        self.first = first
+        self.behaviour = "echo" if first else ""
         self.line = b""
         self.token = ""
         self.tally = Tally()
@@ -77,8 +78,10 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
         self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        if self.greet:
+        if self.first:
             self.transport.write(GREETING)
+        if self.first == "farewell":
+            self.transport.write_eof()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _buffer
@@ -120,7 +123,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take(self, data: memoryview) -> None:
         if self.behaviour == "echo":
-            self.transport.write(bytes(data))
+            if self.first != "farewell":
+                self.transport.write(bytes(data))
         elif self.behaviour == "reset":
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
             self.transport.abort()
@@ -171,9 +175,13 @@ def _address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-async def _serve(listen: list[tuple[str, int]], greet: list[tuple[str, int]]) -> None:
+async def _serve(options: argparse.Namespace) -> None:
     loop, outcomes = asyncio.get_running_loop(), Outcomes()
-    for addresses, first in ((listen, False), (greet, True)):
+    for first, addresses in (
+        ("", options.listen),
+        ("greet", options.greet),
+        ("farewell", options.farewell),
+    ):
         for host, port in addresses:
             await loop.create_server(partial(Connection, outcomes, first), host, port, backlog=BACKLOG)
     print("listening", flush=True)
@@ -183,11 +191,11 @@ async def _serve(listen: list[tuple[str, int]], greet: list[tuple[str, int]]) ->
 def main(arguments: list[str]) -> None:
     """Serve until the process is ended."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--listen", type=_address, action="append", default=[])
-    parser.add_argument("--greet", type=_address, action="append", default=[])
+    for option in ("--listen", "--greet", "--farewell"):
+        parser.add_argument(option, type=_address, action="append", default=[])
     options = parser.parse_args(arguments)
     raise_descriptor_limit()
-    uvloop.run(_serve(options.listen, options.greet))
+    uvloop.run(_serve(options))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from tests.peers.traffic import Address, ApplicationProcess
 
 COMMAND_PORT = 9000
 GREET_PORT = 9001
+FAREWELL_PORT = 9002
+PORTS = (COMMAND_PORT, GREET_PORT, FAREWELL_PORT)
+NAMES = ("command", "greet", "farewell")
 HBONE_PORT = 15008
 MAX_LINKS = 16
 DRAIN_DEADLINE = "60s"  # longer than any transfer of these tests; a second SIGTERM ends the drain
@@ -25,16 +28,17 @@ DRAIN_DEADLINE = "60s"  # longer than any transfer of these tests; a second SIGT
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An open way. ``command`` and ``greet`` are the clients' entries; ``records`` is Envoy's access log."""
+    """An open way: the clients' entries, one for each port of the application, and Envoy's access log."""
 
-    command: Address
-    greet: Address
     client: Pod
     server: Pod
     application: ApplicationProcess
     node: NodeProcess
     envoy: EnvoyProcess
     records: Path
+    command: Address
+    greet: Address
+    farewell: Address
 
 
 class Ground:
@@ -50,6 +54,7 @@ class Ground:
             [(ip, COMMAND_PORT) for ip in self._pod_ips],
             directory / "application.log",
             greet=[(ip, GREET_PORT) for ip in self._pod_ips],
+            farewell=[(ip, FAREWELL_PORT) for ip in self._pod_ips],
         )
 
     def __enter__(self) -> Self:
@@ -78,20 +83,19 @@ class Ground:
             "inbound",
             (server.ip, HBONE_PORT),
             self.authority.issue(server.identity),
-            {f"{server.ip}:{port}": (server.ip, port) for port in (COMMAND_PORT, GREET_PORT)},
+            {f"{server.ip}:{port}": (server.ip, port) for port in PORTS},
             expected=[client.identity],
             requests_per_connection=requests_per_connection,
             access_log=records,
         )
         entry = self.block.take()
-        command, greet = (entry, free_port(entry)), (entry, free_port(entry))
+        entries = [(entry, free_port(entry)) for _ in PORTS]
         forwards = [
-            Forward(command, (server.ip, COMMAND_PORT), client),
-            Forward(greet, (server.ip, GREET_PORT), client),
+            Forward(listen, (server.ip, port), client) for listen, port in zip(entries, PORTS, strict=True)
         ]
         node = self._node(directory, [client, server], forwards)
         with EnvoyProcess("envoy", [terminator], directory) as envoy, node:
-            yield Link(command, greet, client, server, self.application, node, envoy, records)
+            yield Link(client, server, self.application, node, envoy, records, *entries)
 
     @contextmanager
     def inbound(self) -> Iterator[Link]:
@@ -110,12 +114,12 @@ class Ground:
                 headers={"baggage": "k8s.namespace.name=default"},
                 access_log=records,
             )
-            for name, port in (("command", COMMAND_PORT), ("greet", GREET_PORT))
+            for name, port in zip(NAMES, PORTS, strict=True)
         ]
         node = self._node(directory, [client, server], [])
         with node, EnvoyProcess("envoy", entries, directory, half_close=True) as envoy:
-            command, greet = envoy.listener("command"), envoy.listener("greet")
-            yield Link(command, greet, client, server, self.application, node, envoy, records)
+            listeners = [envoy.listener(name) for name in NAMES]
+            yield Link(client, server, self.application, node, envoy, records, *listeners)
 
     def _node(self, directory: Path, pods: list[Pod], forwards: list[Forward]) -> NodeProcess:
         return NodeProcess(

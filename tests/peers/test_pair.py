@@ -13,6 +13,7 @@ import pytest
 from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
 from tests.peers import traffic
 from tests.peers.addresses import AddressBlock
+from tests.peers.application import GREETING
 from tests.peers.credentials import ThrowAwayAuthority
 from tests.peers.envoy import EnvoyProcess, envoy_binary
 from tests.peers.envoy_config import Terminator, TunnelEntry
@@ -32,6 +33,7 @@ class Pair:
     destination: EnvoyProcess
     command: Address
     greet: Address
+    farewell: Address
     refused: Address
 
 
@@ -53,21 +55,22 @@ def _started(directory: Path) -> Iterator[Pair]:
         "inbound",
         (pod, 15008),
         server,
-        {f"{pod}:9000": (pod, 9000), f"{pod}:9001": (pod, 9001)},
+        {f"{pod}:{port}": (pod, port) for port in (9000, 9001, 9002)},
         expected=[CLIENT],
     )
     outbound = [
         TunnelEntry("command", (entry, 0), f"{pod}:9000", (pod, 15008), client, SERVER),
         TunnelEntry("greet", (entry, 0), f"{pod}:9001", (pod, 15008), client, SERVER),
+        TunnelEntry("farewell", (entry, 0), f"{pod}:9002", (pod, 15008), client, SERVER),
         # Certificate and expectation of the wrong identity: nothing may pass.
         TunnelEntry("refused", (entry, 0), f"{pod}:9000", (pod, 15008), server, CLIENT),
     ]
     with (
-        ApplicationProcess([(pod, 9000)], directory / "app.log", greet=[(pod, 9001)]),
+        ApplicationProcess([(pod, 9000)], directory / "app.log", greet=[(pod, 9001)], farewell=[(pod, 9002)]),
         EnvoyProcess("destination", [inbound], directory) as destination,
         EnvoyProcess("source", outbound, directory) as source,
     ):
-        listeners = [source.listener(name) for name in ("command", "greet", "refused")]
+        listeners = [source.listener(name) for name in ("command", "greet", "farewell", "refused")]
         yield Pair(source, destination, *listeners)
 
 
@@ -83,6 +86,12 @@ def test_client_first_half_close_keeps_the_answer_flowing(pair: Pair) -> None:
 def test_a_server_that_speaks_first_is_heard(pair: Pair) -> None:
     with traffic.dial(pair.greet) as connection:
         assert traffic.read_exactly(connection, 11) == b"220 ready\r\n"
+
+
+def test_a_server_that_greets_and_leaves_is_heard(pair: Pair) -> None:
+    for _ in range(100):
+        with traffic.dial(pair.farewell) as connection:
+            assert traffic.read_all(connection) == GREETING
 
 
 def test_connections_share_a_tunnel(pair: Pair) -> None:

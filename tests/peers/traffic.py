@@ -32,10 +32,17 @@ _tokens = itertools.count()
 class ApplicationProcess(Process):
     """The process of ``application.py`` on the given addresses."""
 
-    def __init__(self, listen: Sequence[Address], log: Path, *, greet: Sequence[Address] = ()) -> None:
+    def __init__(
+        self,
+        listen: Sequence[Address],
+        log: Path,
+        *,
+        greet: Sequence[Address] = (),
+        farewell: Sequence[Address] = (),
+    ) -> None:
         self.listen = list(listen)
         argv = [sys.executable, "-m", "tests.peers.application"]
-        for option, addresses in (("--listen", listen), ("--greet", greet)):
+        for option, addresses in (("--listen", listen), ("--greet", greet), ("--farewell", farewell)):
             for host, port in addresses:
                 argv += [option, f"{host}:{port}"]
         super().__init__(
