@@ -50,6 +50,11 @@ def quote(text: str) -> str:
     return f'"{_IN_QUOTES.sub(_escape, text)}"'
 
 
+def printable(text: str) -> str:
+    """The text with everything escaped that is not a printable character; quotes stay as they are."""
+    return _IN_MESSAGE.sub(_escape, text)
+
+
 def text_value(value: object) -> str:
     """One value as the text form writes it: numbers and addresses bare, everything else quoted."""
     if value is True or value is False:
@@ -79,7 +84,7 @@ def text_line(
     """``<time>\\t<level>\\t<scope>[:span{k=v}]*\\t<message>\\t<k=v ...>``, without the newline."""
     where = scope + "".join(map(_span_text, spans))
     pairs = " ".join([f"{key}={text_value(value)}" for key, value in fields])
-    head = f"{timestamp(when)}\t{level}\t{where}\t{_IN_MESSAGE.sub(_escape, message)}"
+    head = f"{timestamp(when)}\t{level}\t{where}\t{printable(message)}"
     return f"{head}\t{pairs}" if pairs else head
 
 
