@@ -1,0 +1,287 @@
+"""Documents to a snapshot of the mesh.
+
+A document that is not valid does not take its object away: the last valid version of it stays in force, if
+there was one. Otherwise it is left out, except for policies, which then deny (see ``policies`` and
+``peer_authentication``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, TypeAlias, TypeVar
+
+from ztun.mesh.document import Document, Problem
+from ztun.mesh.model import (
+    HBONE_PORT,
+    Authorization,
+    NamespacedName,
+    PolicyScope,
+    Service,
+    ServicePort,
+)
+from ztun.mesh.snapshot import Snapshot, build_snapshot
+from ztun.resources import kubernetes
+from ztun.resources.documents import validate
+from ztun.resources.drafts import DraftIndex, WorkloadDraft
+from ztun.resources.istio import AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry
+from ztun.resources.peer_authentication import attach_peer_authentication, closed_authentication
+from ztun.resources.policies import closed_policy, compile_policy, selector_of
+from ztun.resources.schema import Metadata, Object
+from ztun.resources.services import (
+    attach_entry,
+    attach_external_name,
+    attach_pods,
+    attach_slice,
+    entry_services,
+    kubernetes_service,
+)
+from ztun.resources.settings import MeshSettings
+from ztun.resources.waypoints import Waypoint, Waypoints, read_waypoint
+from ztun.resources.workloads import Surroundings, entry_workload, pod_workload
+
+Kind: TypeAlias = tuple[str, str]
+"""(API group, kind)."""
+DocumentKey: TypeAlias = tuple[str, str, str, str]
+M = TypeVar("M", bound=Object)
+
+MODELS: Mapping[Kind, type[Object]] = {
+    ("", "Namespace"): kubernetes.Namespace,
+    ("", "Node"): kubernetes.Node,
+    ("", "Pod"): kubernetes.Pod,
+    ("", "Service"): kubernetes.Service,
+    ("discovery.k8s.io", "EndpointSlice"): kubernetes.EndpointSlice,
+    ("gateway.networking.k8s.io", "Gateway"): kubernetes.KubernetesGateway,
+    ("networking.istio.io", "ServiceEntry"): ServiceEntry,
+    ("networking.istio.io", "WorkloadEntry"): WorkloadEntry,
+    ("security.istio.io", "AuthorizationPolicy"): AuthorizationPolicy,
+    ("security.istio.io", "PeerAuthentication"): PeerAuthentication,
+}
+ROUTING_KINDS: frozenset[Kind] = frozenset(
+    {
+        ("networking.istio.io", "VirtualService"),
+        ("networking.istio.io", "DestinationRule"),
+        ("networking.istio.io", "Gateway"),
+        ("gateway.networking.k8s.io", "Gateway"),
+        ("gateway.networking.k8s.io", "TCPRoute"),
+        ("gateway.networking.k8s.io", "ReferenceGrant"),
+    }
+)
+"""Kept as they are for whoever evaluates routes."""
+SILENT_KINDS: frozenset[Kind] = frozenset(
+    {
+        ("", "ServiceAccount"),
+        ("apps", "Deployment"),
+        ("apps", "ReplicaSet"),
+        ("gateway.networking.k8s.io", "GatewayClass"),
+    }
+)
+"""Belong to the configuration but say nothing about the mesh that other documents do not."""
+SECURITY_GROUP = "security.istio.io"
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A snapshot, what is wrong with its sources, and the valid documents to fall back on next time."""
+
+    snapshot: Snapshot
+    accepted: Mapping[DocumentKey, Document]
+
+
+@dataclass
+class _Reading:
+    """The documents of all kinds, validated. Models are held with the document they came from."""
+
+    settings: MeshSettings
+    last_accepted: Mapping[DocumentKey, Document]
+    accepted: dict[DocumentKey, Document] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    models: dict[Kind, list[tuple[Document, Any]]] = field(default_factory=dict)
+    closed: list[Document] = field(default_factory=list)
+    """Policies that are not valid and never were."""
+    routing: list[Document] = field(default_factory=list)
+
+    def of(self, model: type[M]) -> list[tuple[Document, M]]:
+        """All valid documents of a kind."""
+        kind = next(kind for kind, known in MODELS.items() if known is model)
+        return self.models.get(kind, [])
+
+    def read(self, documents: Iterable[Document]) -> None:
+        unknown: set[Kind] = set()
+        for document in documents:
+            kind = (document.group, document.kind)
+            if kind in ROUTING_KINDS:
+                self.routing.append(document)
+            if kind in MODELS:
+                self._validate(kind, document)
+            elif kind not in ROUTING_KINDS and kind not in SILENT_KINDS and kind not in unknown:
+                unknown.add(kind)
+                self.problems.append(_unknown_kind(document))
+
+    def _validate(self, kind: Kind, document: Document) -> None:
+        model, problems = validate(MODELS[kind], document)
+        if model is not None:
+            self.accepted[document.key] = document
+            self.models.setdefault(kind, []).append((document, model))
+            return
+        earlier = self.last_accepted.get(document.key)
+        if earlier is not None:
+            model, _ = validate(MODELS[kind], earlier)
+        consequence = "the object is left out"
+        if model is not None and earlier is not None:
+            self.accepted[document.key] = earlier
+            self.models.setdefault(kind, []).append((earlier, model))
+            consequence = f"the version of {earlier.location} stays in force"
+        elif kind == ("security.istio.io", "AuthorizationPolicy"):
+            self.closed.append(document)
+            consequence = f"until it is corrected it {closed_policy(document, self.settings)[2]}"
+        elif kind == ("security.istio.io", "PeerAuthentication"):
+            self.models.setdefault(kind, []).append((document, closed_authentication(document)))
+            consequence = "until it is corrected it demands mutual TLS"
+        self.problems += [
+            replace(problem, hint="; ".join(part for part in (problem.hint, consequence) if part))
+            for problem in problems
+        ]
+
+
+def _unknown_kind(document: Document) -> Problem:
+    security = document.group == SECURITY_GROUP
+    hint = "check the spelling of kind and apiVersion" if security else ""
+    return document.problem(
+        ("kind",),
+        f"objects of {document.api_version} {document.kind} are not used",
+        hint=hint,
+        code="KIND",
+        severity="warning" if security else "info",
+    )
+
+
+def translate(
+    documents: Iterable[Document],
+    *,
+    settings: MeshSettings,
+    problems: Iterable[Problem] = (),
+    last_accepted: Mapping[DocumentKey, Document] = MappingProxyType({}),
+    generation: int = 0,
+) -> Translation:
+    """Build the snapshot that a set of documents describes.
+
+    ``problems`` (met while reading the documents) come first in the snapshot's own. ``last_accepted`` is that
+    of the previous translation: the versions to fall back on.
+    """
+    reading = _Reading(settings, last_accepted)
+    reading.problems += problems
+    reading.read(documents)
+    around = _surroundings(reading)
+    drafts = DraftIndex(_drafts(reading, around))
+    services = _services(reading, around, drafts)
+    policies = _policies(reading, drafts)
+    snapshot = build_snapshot(
+        workloads=[draft.finish() for draft in drafts],
+        services=services,
+        policies=policies,
+        documents=reading.routing,
+        problems=[*reading.problems, *around.waypoints.problems],
+        generation=generation,
+        cluster_domain=settings.cluster_domain,
+    )
+    return Translation(snapshot, reading.accepted)
+
+
+def _surroundings(reading: _Reading) -> Surroundings:
+    namespaces = {
+        document.name: (document, model.metadata) for document, model in reading.of(kubernetes.Namespace)
+    }
+    waypoints: list[Waypoint] = []
+    for document, model in reading.of(kubernetes.KubernetesGateway):
+        waypoint, problems = read_waypoint(document, model)
+        reading.problems += problems
+        if waypoint is not None:
+            waypoints.append(waypoint)
+    return Surroundings(
+        settings=reading.settings,
+        waypoints=Waypoints(waypoints, namespaces, reading.settings),
+        namespaces=namespaces,
+        nodes={document.name: model.metadata for document, model in reading.of(kubernetes.Node)},
+    )
+
+
+def _drafts(reading: _Reading, around: Surroundings) -> Iterable[WorkloadDraft]:
+    for document, pod in reading.of(kubernetes.Pod):
+        draft = pod_workload(document, pod, around)
+        if draft is not None:
+            yield draft
+    for document, entry in reading.of(WorkloadEntry):
+        yield entry_workload(document, entry, around)
+
+
+def _services(reading: _Reading, around: Surroundings, drafts: DraftIndex) -> Iterable[Service]:
+    by_key: dict[NamespacedName, Service] = {}
+    specs: dict[NamespacedName, kubernetes.ServiceSpec] = {}
+    for document, model in reading.of(kubernetes.Service):
+        service, problems = kubernetes_service(document, model, around)
+        reading.problems += problems
+        by_key[service.key], specs[document.namespace, document.name] = service, model.spec
+        attach_pods(service, model.spec, drafts)
+        reading.problems += attach_external_name(document, service, model.spec, drafts, around)
+    for document, slices in reading.of(kubernetes.EndpointSlice):
+        name = slices.metadata.label("kubernetes.io/service-name")
+        spec = specs.get((document.namespace, name))
+        if spec is not None:
+            hostname = reading.settings.service_hostname(document.namespace, name)
+            service = by_key[document.namespace, hostname]
+            reading.problems += attach_slice(document, slices, service, spec, drafts, around)
+    for document, entry in reading.of(ServiceEntry):
+        found, problems = entry_services(document, entry, around)
+        reading.problems += problems
+        # A Service of the cluster is not replaced by an entry of the same name in its namespace.
+        own = [service for service in found if service.key not in by_key]
+        by_key |= {service.key: service for service in own}
+        attach_entry(document, entry, own, drafts, around)
+    _waypoint_services(by_key, around, drafts, reading)
+    return by_key.values()
+
+
+def _waypoint_services(
+    by_key: dict[NamespacedName, Service], around: Surroundings, drafts: DraftIndex, reading: _Reading
+) -> None:
+    """Each waypoint is reached through the service of its name, which exists even where no document describes it."""
+    port = ServicePort(HBONE_PORT, HBONE_PORT, "mesh", "HBONE")
+    instances: dict[NamespacedName, list[WorkloadDraft]] = {}
+    for draft in drafts:
+        metadata = Metadata.model_construct(labels=dict(draft.base.labels))
+        waypoint = around.waypoints.instance_of(draft.base.namespace, metadata)
+        if waypoint is not None:
+            instances.setdefault(around.waypoints.key(waypoint), []).append(draft)
+    for waypoint in around.waypoints:
+        key = around.waypoints.key(waypoint)
+        service = by_key.get(key) or Service(waypoint.name, waypoint.namespace, key[1], canonical=True)
+        if HBONE_PORT not in service.ports:
+            service = replace(service, ports=MappingProxyType({**service.ports, HBONE_PORT: port}))
+        # Its own traffic must not be sent to a waypoint again.
+        by_key[key] = replace(service, waypoint=None)
+        for draft in instances.get(key, []):
+            draft.services.setdefault(key, {}).setdefault(HBONE_PORT, HBONE_PORT)
+
+
+def _policies(reading: _Reading, drafts: DraftIndex) -> list[Authorization]:
+    settings = reading.settings
+    policies: list[Authorization] = []
+
+    def enforce(policy: Authorization, labels: Mapping[str, str]) -> None:
+        policies.append(policy)
+        if policy.scope is PolicyScope.WORKLOAD_SELECTOR and not policy.target_refs:
+            everywhere = policy.namespace == settings.root_namespace
+            for draft in drafts.select(None if everywhere else policy.namespace, labels):
+                draft.policies.append(policy.key)
+
+    for document, model in reading.of(AuthorizationPolicy):
+        compiled, problems = compile_policy(document, model, settings)
+        reading.problems += problems
+        if compiled is not None:
+            enforce(compiled, selector_of(model))
+    for document in reading.closed:
+        closed, labels, _ = closed_policy(document, settings)
+        enforce(closed, labels)
+    return policies + attach_peer_authentication(reading.of(PeerAuthentication), drafts, settings)
