@@ -141,11 +141,18 @@ class AccessLog:
         self._open_records = open_records
         self._clock = clock
 
+    @property
+    def wants_opened(self) -> bool:
+        """Whether ``opened`` would write a line; asked before a report is built."""
+        if self._style is None:
+            return False
+        return self._levels.enabled(SCOPE, DEBUG) or (
+            self._open_records and self._levels.enabled(SCOPE, INFO)
+        )
+
     def opened(self, report: ConnectionReport) -> None:
         """The connection was accepted and tracked."""
-        if self._style is None:
-            return
-        if self._levels.enabled(SCOPE, DEBUG) or (self._open_records and self._levels.enabled(SCOPE, INFO)):
+        if self._style is not None and self.wants_opened:
             record = _Record(self._style, self._clock(), DEBUG, "connection opened", _opened_fields, report)
             self._writer.put(record)
 
