@@ -1,0 +1,561 @@
+"""One tunnel: the HTTP/2 connection between two proxies, as calls in and bytes out.
+
+1. ``receive`` takes decrypted bytes; payload reaches the sinks of its streams before it returns.
+2. Everything to be sent is given to ``output`` in order, whoever asks for it.
+3. ``tick`` is called about once a second; it sends PING, notices a dead peer and stalled streams.
+4. Streams and both flow-control windows are kept here. ``ControlPlane`` (the ``h2`` package) sees header blocks,
+   SETTINGS and PING, and forgets a stream as soon as its CONNECT was answered; a header block after that is a
+   violation of RFC 9113 section 8.5 anyway.
+5. GOAWAY, RST_STREAM and WINDOW_UPDATE never reach ``h2``: it would refuse every frame after the first GOAWAY, and
+   streams that are under way must end in peace.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Protocol
+
+from h2.events import Event, PingAckReceived, RemoteSettingsChanged, RequestReceived, ResponseReceived
+from h2.exceptions import DenialOfServiceError, ProtocolError
+from h2.settings import SettingCodes
+
+from ztun.hbone.control import ControlPlane, Headers
+from ztun.hbone.guard import Abuse, FloodGuard, GuardLimits, GuardTripped
+from ztun.hbone.reader import FrameReader, ProtocolViolation
+from ztun.hbone.settings import (
+    ASSUMED_PEER_STREAMS,
+    DEFAULT_MAX_FRAME_BYTES,
+    DEFAULT_WINDOW_BYTES,
+    MAX_WINDOW_BYTES,
+    TunnelSettings,
+)
+from ztun.hbone.stream import StreamOwner, TunnelStream
+from ztun.hbone.wire import (
+    CLIENT_PREFACE,
+    FLAG_ACK,
+    GOAWAY,
+    HEADER_BYTES,
+    HEADERS,
+    MAX_STREAM_ID,
+    PING,
+    PRIORITY,
+    RST_STREAM,
+    SETTINGS,
+    STREAM_ID_MASK,
+    WINDOW_UPDATE,
+    ErrorCode,
+    error_name,
+    goaway,
+    rst_stream,
+    window_update,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_MIN_CREDIT_PER_UPDATE = (
+    1024  # a WINDOW_UPDATE is free for this many bytes we sent; smaller steps eat the budget
+)
+_PING_PAYLOAD = b"ztunping"
+_U32 = struct.Struct(">L")
+
+
+class Output(Protocol):
+    """Where the bytes of a tunnel go. The order of calls is the order on the wire."""
+
+    def append(self, chunk: bytes) -> None:
+        """Send ``chunk`` at the end of this tick, together with what else comes until then."""
+
+    def write_through(self, frame: memoryview) -> None:
+        """Send what was appended and then ``frame`` before returning; its memory is only lent."""
+
+    def close(self) -> None:
+        """Send what was appended and close."""
+
+
+class ConnectionOwner(Protocol):
+    """Whoever answers for a tunnel."""
+
+    def request_received(self, stream: TunnelStream, headers: Headers) -> None:
+        """A CONNECT request (server side). Answer with ``respond``, later call ``release_slot`` once."""
+
+    def settings_received(self) -> None:
+        """The peer's SETTINGS are in force; called again when they change."""
+
+    def stream_closed(self) -> None:
+        """A stream is gone, so there may be room for another."""
+
+    def goaway_received(self, code: int, debug: bytes) -> None:
+        """The peer takes no more streams on this connection."""
+
+    def guard_tripped(self, abuse: Abuse, message: str) -> None:
+        """The peer spent a flood budget; ``connection_closed`` follows."""
+
+    def connection_closed(self, code: int, reason: str) -> None:
+        """The tunnel is over; every stream was told before."""
+
+
+class TunnelConnection:
+    """The state of one tunnel; ``client`` is the end that opens streams.
+
+    ``peer_streams`` is how many streams the peer allows at once. ``draining`` is true when no new stream may be
+    opened (GOAWAY in either direction, stream ids used up).
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        owner: ConnectionOwner,
+        *,
+        client: bool,
+        now: float,
+        settings: TunnelSettings,
+        limits: GuardLimits,
+    ) -> None:
+        self.client = client
+        self.output = output
+        self.owner = owner
+        self.settings = settings
+        self.guard = FloodGuard(limits)
+        self.streams: dict[int, TunnelStream] = {}
+        self.waiting: dict[TunnelStream, None] = {}
+        self.closed = False
+        self.congested = False
+        self.draining = False
+        self.ready = False
+        self.peer_streams = ASSUMED_PEER_STREAMS
+        self.peer_max_frame = DEFAULT_MAX_FRAME_BYTES
+        self.peer_stream_window = DEFAULT_WINDOW_BYTES
+        self.send_window = DEFAULT_WINDOW_BYTES
+        self.recv_window = settings.connection_window
+        self.held = 0
+        self.credit_due = 0
+        self.stream_credit_due = 0
+        # a quarter of the window: few updates, and never a sender that waits for one that is not due
+        self.stream_credit_threshold = settings.stream_window // 4
+        self._credit_threshold = settings.connection_window // 4
+        self._owed = 0
+        self._debt = 0
+        self._slots = 0
+        self._next_stream = 1
+        self._highest_peer_stream = 0
+        self._accept_until = MAX_STREAM_ID
+        self._final_goaway_at: float | None = None
+        self._unsent_control = 0
+        self._now = now
+        self._received_at = now
+        self._ping_sent: float | None = None
+        self._reader = FrameReader(self, server=not client)
+        self._control = ControlPlane(settings, client_side=client)
+        output.append(self._control.preface())
+        output.append(window_update(0, settings.connection_window - DEFAULT_WINDOW_BYTES))
+
+    # -- opening and answering streams -----------------------------------------------------------------------
+
+    @property
+    def free_streams(self) -> int:
+        """How many more streams the peer takes now."""
+        return 0 if self.draining or self.closed else max(0, self.peer_streams - len(self.streams))
+
+    def open_stream(self, headers: Iterable[tuple[bytes, bytes]], owner: StreamOwner) -> TunnelStream:
+        """Send a CONNECT request. The caller has checked ``free_streams``."""
+        stream_id = self._next_stream
+        self._next_stream += 2
+        if self._next_stream > MAX_STREAM_ID:
+            self.draining = True
+        self.output.append(self._control.headers(stream_id, headers, end_stream=False))
+        stream = self.streams[stream_id] = TunnelStream(self, stream_id, owner)
+        return stream
+
+    def respond(
+        self, stream: TunnelStream, headers: Iterable[tuple[bytes, bytes]], *, end_stream: bool
+    ) -> None:
+        """Answer a CONNECT request; ``end_stream`` refuses it."""
+        if stream.closed:
+            return
+        stream.answered = True
+        self.output.append(self._control.headers(stream.id, headers, end_stream=end_stream))
+        if end_stream:
+            stream.local_ended = stream.end_offered = True
+            # the request is refused, so what the client still sends is of no use (RFC 9113 section 8.1)
+            if not stream.remote_ended:
+                self.output.append(rst_stream(stream.id, ErrorCode.NO_ERROR))
+            self.close_stream(stream)
+        else:
+            self._control.forget(stream.id)
+
+    def release_slot(self) -> None:
+        """A request's work has ended. Only this, not the end of the stream, frees its slot (CVE-2025-8671)."""
+        self._slots -= 1
+
+    # -- received bytes --------------------------------------------------------------------------------------
+
+    def receive(self, data: memoryview, now: float) -> None:
+        """Take decrypted bytes; violations close the tunnel, nothing is raised."""
+        if self.closed:
+            return
+        self._now = self._received_at = now
+        try:
+            self._reader.feed(data)
+        except ProtocolViolation as violation:
+            self.terminate(violation.code, str(violation))
+        except GuardTripped as trip:
+            self._tripped(trip)
+
+    def preface_received(self) -> None:
+        """The client's magic was right (called by the reader)."""
+        self._control.feed(CLIENT_PREFACE)
+
+    def count(self, abuse: Abuse) -> None:
+        """Count one frame against the peer's budget."""
+        self.guard.count(abuse, self._now)
+
+    def count_empty_data(self, *, end_stream: bool) -> None:
+        """An empty DATA frame is work without payload, unless it ends its stream."""
+        if not end_stream:
+            self.count(Abuse.EMPTY_DATA)
+
+    def data_without_stream(self, stream_id: int) -> None:
+        """DATA for a stream we do not have: late if it existed, an error of the connection if it never did."""
+        self._check_not_idle(stream_id)
+
+    def control_frame(self, kind: int, flags: int, stream_id: int, frame: bytearray) -> None:
+        """Handle one whole frame that is not DATA (called by the reader)."""
+        if kind == WINDOW_UPDATE:
+            self._window_update(stream_id, frame)
+        elif kind == RST_STREAM:
+            self._reset_received(stream_id, frame)
+        elif kind == GOAWAY:
+            self._goaway_received(frame)
+        elif kind == PRIORITY:
+            self.count(Abuse.GLITCH)
+        else:
+            if not flags & FLAG_ACK:
+                if kind == PING:
+                    self.count(Abuse.PING)
+                elif kind == SETTINGS:
+                    self.count(Abuse.SETTINGS)
+            self._feed_control(kind, stream_id, frame)
+
+    def _feed_control(self, kind: int, stream_id: int, frame: bytearray) -> None:
+        stream = self.streams.get(stream_id) if kind == HEADERS else None
+        try:
+            events, reply = self._control.feed(frame)
+        except DenialOfServiceError as error:
+            raise GuardTripped(Abuse.HEADER_LIST, str(error)) from error
+        except ProtocolError as error:
+            raise ProtocolViolation(
+                ErrorCode(error.error_code), str(error) or type(error).__name__
+            ) from error
+        if stream is not None and stream.answered:
+            self.violate_stream(
+                stream, ErrorCode.PROTOCOL_ERROR, "a header block inside a tunnelled connection"
+            )
+            return
+        if reply:
+            self._reply(reply)
+        for event in events:
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, RequestReceived):
+            self._request(event)
+        elif isinstance(event, ResponseReceived):
+            stream = self.streams.get(event.stream_id or 0)
+            if stream is not None:
+                stream.answered = True
+                self._control.forget(stream.id)
+                if event.stream_ended is not None:
+                    stream.remote_ended = True
+                stream.owner.stream_answered(stream, event.headers or [])
+        elif isinstance(event, RemoteSettingsChanged):
+            self._settings(event)
+        elif isinstance(event, PingAckReceived):
+            self._ping_sent = None
+
+    def _request(self, event: RequestReceived) -> None:
+        stream_id = event.stream_id or 0
+        self._highest_peer_stream = max(self._highest_peer_stream, stream_id)
+        headers = event.headers or []
+        if len(headers) > self.settings.max_header_fields:
+            raise GuardTripped(
+                Abuse.HEADER_LIST, f"more than {self.settings.max_header_fields} header fields"
+            )
+        if stream_id > self._accept_until or self._slots >= self.settings.max_concurrent_streams:
+            self._control.forget(stream_id)
+            self._reply(rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
+            self.count(Abuse.REFUSED_STREAM)
+            return
+        self._slots += 1
+        stream = self.streams[stream_id] = TunnelStream(self, stream_id, _NOBODY)
+        if event.stream_ended is not None:
+            stream.remote_ended = stream.early_end = True
+        self.owner.request_received(stream, headers)
+
+    def _settings(self, event: RemoteSettingsChanged) -> None:
+        changed = event.changed_settings
+        if (window := changed.get(SettingCodes.INITIAL_WINDOW_SIZE)) is not None:
+            delta = window.new_value - self.peer_stream_window
+            self.peer_stream_window = window.new_value
+            for stream in list(self.streams.values()):
+                stream.send_window += delta
+                if stream.send_window > MAX_WINDOW_BYTES:
+                    raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS made a window too large")
+            if delta > 0:
+                self._resume_waiting()
+        if (size := changed.get(SettingCodes.MAX_FRAME_SIZE)) is not None:
+            self.peer_max_frame = size.new_value
+        if (streams := changed.get(SettingCodes.MAX_CONCURRENT_STREAMS)) is not None:
+            self.peer_streams = streams.new_value
+        elif not self.ready:
+            self.peer_streams = MAX_STREAM_ID  # RFC 9113 section 6.5.2: no limit unless the peer names one
+        self.ready = True
+        self.owner.settings_received()
+
+    # -- flow control ----------------------------------------------------------------------------------------
+
+    def credit_connection(self, size: int) -> None:
+        """Payload came: return its connection credit now, or when some of what is held has been delivered."""
+        if self.held > self.settings.held_limit:
+            self._debt += size
+            return
+        self._owed += size
+        if self._owed >= self._credit_threshold:
+            self.recv_window += self._owed
+            self._reply(window_update(0, self._owed))
+            self._owed = 0
+
+    def credit_stream(self, stream: TunnelStream) -> None:
+        """Return the credit that a stream has earned by delivery."""
+        if not stream.remote_ended and not stream.closed:
+            stream.recv_window += stream.owed
+            self._reply(window_update(stream.id, stream.owed))
+            stream.owed = 0
+
+    def release_held(self, size: int) -> None:
+        """Held payload was delivered or dropped."""
+        self.held -= size
+        if self._debt and self.held <= self.settings.held_limit:
+            debt, self._debt = self._debt, 0
+            self.credit_connection(debt)
+
+    def wait_for_room(self, stream: TunnelStream) -> None:
+        """Call ``try_resume`` of the stream when a window or the transport opens."""
+        if stream not in self.waiting and not stream.closed:
+            stream.stalled_since = self._now
+            self.waiting[stream] = None
+
+    def transport_congested(self) -> None:
+        """The transport has more unsent bytes than it likes."""
+        self.congested = True
+        self._unsent_control = 0
+
+    def transport_drained(self) -> None:
+        """The transport takes bytes again."""
+        self.congested = False
+        self._resume_waiting()
+
+    def _resume_waiting(self) -> None:
+        for stream in list(self.waiting):
+            if self.congested or self.send_window <= 0:
+                return
+            stream.try_resume()
+
+    def _window_update(self, stream_id: int, frame: bytearray) -> None:
+        if len(frame) != HEADER_BYTES + 4:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "a WINDOW_UPDATE of the wrong length")
+        increment = _U32.unpack_from(frame, HEADER_BYTES)[0] & STREAM_ID_MASK
+        if stream_id == 0:
+            if increment == 0:
+                raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "a WINDOW_UPDATE of zero")
+            if self.credit_due > 0:
+                self.credit_due -= max(increment, _MIN_CREDIT_PER_UPDATE)
+            else:
+                self.count(Abuse.WINDOW_UPDATE)
+            self.send_window += increment
+            if self.send_window > MAX_WINDOW_BYTES:
+                raise ProtocolViolation(
+                    ErrorCode.FLOW_CONTROL_ERROR, "the connection window became too large"
+                )
+            self._resume_waiting()
+            return
+        if self.stream_credit_due > 0:
+            self.stream_credit_due -= max(increment, _MIN_CREDIT_PER_UPDATE)
+        else:
+            self.count(Abuse.WINDOW_UPDATE)
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_not_idle(stream_id)
+            return
+        if increment == 0:
+            self.violate_stream(stream, ErrorCode.PROTOCOL_ERROR, "a WINDOW_UPDATE of zero")
+            return
+        stream.send_window += increment
+        if stream.send_window > MAX_WINDOW_BYTES:
+            self.violate_stream(stream, ErrorCode.FLOW_CONTROL_ERROR, "the stream window became too large")
+        elif stream in self.waiting:
+            stream.try_resume()
+
+    # -- ends of streams -------------------------------------------------------------------------------------
+
+    def close_stream(self, stream: TunnelStream) -> None:
+        """Both directions ended in order."""
+        self._remove(stream)
+        stream.discard()
+        held, stream.held = stream.held, 0
+        self.release_held(held)
+        self.owner.stream_closed()
+
+    def reset_stream(self, stream: TunnelStream, code: int) -> None:
+        """Send RST_STREAM on our own account."""
+        self._reply(rst_stream(stream.id, code))
+        self.close_stream(stream)
+
+    def violate_stream(self, stream: TunnelStream, code: ErrorCode, reason: str) -> None:
+        """The peer broke the rules on one stream: reset it and count that it made us do so."""
+        self._reply(rst_stream(stream.id, code))
+        self._remove(stream)
+        stream.lost(code, reason)
+        self.owner.stream_closed()
+        self.count(Abuse.MADE_YOU_RESET)
+
+    def _remove(self, stream: TunnelStream) -> None:
+        self.streams.pop(stream.id, None)
+        self._control.forget(stream.id)
+
+    def _reset_received(self, stream_id: int, frame: bytearray) -> None:
+        if len(frame) != HEADER_BYTES + 4:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "a RST_STREAM of the wrong length")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_not_idle(stream_id)
+            return
+        code = _U32.unpack_from(frame, HEADER_BYTES)[0]
+        self._remove(stream)
+        stream.lost(code, f"the peer reset the stream ({error_name(code)})")
+        self.owner.stream_closed()
+        if not self.client and not stream.answered:
+            self.count(Abuse.RAPID_RESET)
+
+    def _check_not_idle(self, stream_id: int) -> None:
+        ours = bool(stream_id & 1) == self.client
+        highest = self._next_stream - 2 if ours else self._highest_peer_stream
+        if stream_id == 0 or (ours and not self.client) or stream_id > highest:
+            raise ProtocolViolation(
+                ErrorCode.PROTOCOL_ERROR, f"a frame for stream {stream_id}, which was never opened"
+            )
+
+    # -- the end of the connection ---------------------------------------------------------------------------
+
+    def _goaway_received(self, frame: bytearray) -> None:
+        if len(frame) < HEADER_BYTES + 8:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "a GOAWAY that is too short")
+        last = _U32.unpack_from(frame, HEADER_BYTES)[0] & STREAM_ID_MASK
+        code = _U32.unpack_from(frame, HEADER_BYTES + 4)[0]
+        self.draining = True
+        self.owner.goaway_received(code, bytes(frame[HEADER_BYTES + 8 :]))
+        if self.client:
+            for stream in [stream for stream in self.streams.values() if stream.id > last]:
+                self._remove(stream)
+                stream.lost(ErrorCode.REFUSED_STREAM, "the peer goes away and did not take the stream")
+
+    def drain(self, now: float) -> None:
+        """Ask the peer to open no more streams; those under way go on (RFC 9113 section 6.8)."""
+        if self.closed or self.draining:
+            return
+        self.draining = True
+        if self.client:
+            self._reply(goaway(0, ErrorCode.NO_ERROR))
+        else:
+            self._reply(goaway(MAX_STREAM_ID, ErrorCode.NO_ERROR))
+            self._final_goaway_at = now + self.settings.drain_round_trip
+
+    def terminate(self, code: ErrorCode, reason: str) -> None:
+        """Send GOAWAY and close at once; every stream is told."""
+        if self.closed:
+            return
+        self.output.append(goaway(self._highest_peer_stream, code, reason.encode()[:256]))
+        self._end(code, reason)
+        self.output.close()
+
+    def transport_lost(self, reason: str) -> None:
+        """The transport is gone without a GOAWAY of ours."""
+        if not self.closed:
+            self._end(ErrorCode.CONNECT_ERROR, reason)
+
+    def _end(self, code: ErrorCode, reason: str) -> None:
+        self.closed = self.draining = True
+        streams, self.streams = list(self.streams.values()), {}
+        for stream in streams:
+            stream.lost(code, reason)
+        self.waiting.clear()
+        self.owner.connection_closed(code, reason)
+
+    # -- time ------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Once a second: keepalive, stalled streams, the second half of a drain."""
+        if self.closed:
+            return
+        self._now = now
+        if self._final_goaway_at is not None and now >= self._final_goaway_at:
+            self._final_goaway_at = None
+            self._accept_until = self._highest_peer_stream
+            self._reply(goaway(self._highest_peer_stream, ErrorCode.NO_ERROR))
+        settings = self.settings
+        if self._ping_sent is not None:
+            # any byte proves that the peer lives, so a busy tunnel is never cut for a late PONG
+            if now - max(self._ping_sent, self._received_at) >= settings.ping_timeout:
+                self.terminate(ErrorCode.NO_ERROR, f"no answer to PING within {settings.ping_timeout:g} s")
+                return
+        elif now - self._received_at >= settings.ping_interval:
+            self._ping_sent = now
+            self._control.ping(_PING_PAYLOAD)
+            self._reply(self._control.data_to_send())
+        self._reset_stalled(now)
+
+    def _reset_stalled(self, now: float) -> None:
+        limit = self.settings.stall_timeout
+        if not limit or self.congested:
+            return
+        stalled = [stream for stream in self.waiting if now - stream.stalled_since >= limit]
+        try:
+            for stream in stalled:
+                self._reply(rst_stream(stream.id, ErrorCode.CANCEL))
+                self._remove(stream)
+                stream.lost(ErrorCode.CANCEL, f"the peer granted no window for {limit:g} s")
+                self.owner.stream_closed()
+                self.count(Abuse.STALLED_STREAM)
+        except GuardTripped as trip:
+            self._tripped(trip)
+
+    def _tripped(self, trip: GuardTripped) -> None:
+        if not self.closed:
+            self.owner.guard_tripped(trip.abuse, str(trip))
+            self.terminate(ErrorCode.ENHANCE_YOUR_CALM, str(trip))
+
+    def _reply(self, frames: bytes) -> None:
+        """Send control frames; for a peer that does not read, only so many of them."""
+        self.output.append(frames)
+        if self.congested:
+            self._unsent_control += len(frames)
+            if self._unsent_control > self.guard.limits.unsent_control_bytes:
+                self._tripped(
+                    GuardTripped(Abuse.UNSENT_CONTROL, "replies pile up for a peer that does not read")
+                )
+
+
+class _Nobody:
+    """Owner of a stream between its request and the moment somebody takes charge of it."""
+
+    def stream_answered(self, stream: TunnelStream, headers: Headers) -> None:
+        """Never called: it is the server side."""
+
+    def stream_closed(self, stream: TunnelStream) -> None:
+        """Kept in the stream as ``closed``."""
+
+    def stream_reset(self, stream: TunnelStream, code: int, reason: str) -> None:
+        """Kept in the stream as ``closed``."""
+
+
+_NOBODY = _Nobody()

@@ -1,0 +1,139 @@
+"""What both ends of a tunnel share: a TLS transport with an HTTP/2 connection on top, and how it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from certs.context import handshake_failure, peer
+from ztun.errors import CertificateRevoked, TunnelError, TunnelTlsError, ZtunError
+from ztun.hbone.connection import TunnelConnection
+from ztun.net.tls import TlsTransport
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from certs.peer import PeerIdentity
+    from ztun.hbone.control import Headers
+    from ztun.hbone.guard import Abuse, GuardLimits
+    from ztun.hbone.settings import TunnelSettings
+    from ztun.hbone.stream import TunnelStream
+    from ztun.net.buffers import LoopBuffers
+
+
+class TunnelSession:
+    """One end of one tunnel. Subclasses say what a client and what a server do with it.
+
+    ``failure`` is set once, when the tunnel is over. ``remote`` is the peer's ``ip:port``.
+    """
+
+    client_side = False
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        buffers: LoopBuffers,
+        *,
+        settings: TunnelSettings,
+        limits: GuardLimits,
+        remote: str,
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._limits = limits
+        self.tls = TlsTransport(loop, buffers, self)
+        self.connection: TunnelConnection | None = None
+        self.peer: PeerIdentity | None = None
+        self.remote = remote
+        self.failure: ZtunError | None = None
+        self.closed_reason = ""
+        self.is_closed = False
+
+    # -- from TLS --------------------------------------------------------------------------------------------
+
+    def handshake_done(self, transport: TlsTransport) -> None:
+        """Start HTTP/2: the peer is who we expect."""
+        assert transport.session is not None
+        self.peer = peer(transport.session)
+        self.connection = TunnelConnection(
+            transport,
+            self,
+            client=self.client_side,
+            now=self._loop.time(),
+            settings=self._settings,
+            limits=self._limits,
+        )
+
+    def received(self, data: memoryview, now: float) -> None:
+        """Decrypted bytes."""
+        if self.connection is not None:
+            self.connection.receive(data, now)
+
+    def congested(self) -> None:
+        """The socket is full."""
+        if self.connection is not None:
+            self.connection.transport_congested()
+
+    def drained(self) -> None:
+        """The socket takes bytes again."""
+        if self.connection is not None:
+            self.connection.transport_drained()
+
+    def closed(self, error: Exception | None) -> None:
+        """The socket is gone."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        if self.failure is None and (error is not None or self.connection is None):
+            self.failure = self._describe(error)
+        if self.connection is not None:
+            reason = str(self.failure) if self.failure is not None else "the peer closed the tunnel"
+            self.connection.transport_lost(reason)
+        self.session_closed()
+
+    def _describe(self, error: Exception | None) -> ZtunError:
+        session = self.tls.session
+        if session is not None and error is not None and not isinstance(error, OSError):
+            why = handshake_failure(session, error)
+            kind = CertificateRevoked if why.code == "peer_revoked" else TunnelTlsError
+            return kind(why.code, why.message, hint=why.hint, peer=self.remote)
+        if self.connection is None:
+            return TunnelTlsError(
+                "tls_closed",
+                "the connection ended during the TLS handshake",
+                hint="see the peer's log",
+                peer=self.remote,
+            )
+        return TunnelError("tunnel_lost", f"the tunnel's connection was lost: {error}", peer=self.remote)
+
+    # -- from HTTP/2 -----------------------------------------------------------------------------------------
+
+    def request_received(self, stream: TunnelStream, headers: Headers) -> None:
+        """Only a server is asked."""
+
+    def settings_received(self) -> None:
+        """The peer's SETTINGS."""
+
+    def stream_closed(self) -> None:
+        """One stream less."""
+
+    def goaway_received(self, code: int, debug: bytes) -> None:
+        """The peer goes away."""
+
+    def guard_tripped(self, abuse: Abuse, message: str) -> None:
+        """The peer spent a flood budget."""
+
+    def connection_closed(self, code: int, reason: str) -> None:
+        """HTTP/2 is over; the transport closes by itself."""
+        self.closed_reason = reason
+        if self.failure is None and code:
+            self.failure = TunnelError("tunnel_closed", reason, peer=self.remote)
+
+    # -- for subclasses --------------------------------------------------------------------------------------
+
+    def session_closed(self) -> None:
+        """Everything below is closed."""
+
+    def tick(self, now: float) -> None:
+        """About once a second."""
+        if self.connection is not None:
+            self.connection.tick(now)

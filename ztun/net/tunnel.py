@@ -1,0 +1,269 @@
+"""An outgoing tunnel: dialled, verified, and used for many CONNECT streams."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from certs.context import open_session
+from ztun.errors import ConnectError, ConnectRefused, TunnelError, TunnelTlsError, ZtunError
+from ztun.hbone.connect import parse_status
+from ztun.hbone.wire import ErrorCode
+from ztun.mesh.model import join_host_port
+from ztun.net.dial import SocketOptions, connect
+from ztun.net.session import TunnelSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from OpenSSL import SSL
+
+    from certs.peer import PeerExpectation
+    from ztun.hbone.control import Headers
+    from ztun.hbone.guard import Abuse, GuardLimits
+    from ztun.hbone.settings import TunnelSettings
+    from ztun.hbone.stream import TunnelStream
+    from ztun.net.buffers import LoopBuffers
+    from ztun.net.tls import TlsTransport
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelTimeouts:
+    """How long each stage of a tunnel may take, in seconds (ztunnel bounds only the first)."""
+
+    connect: float = 10.0
+    tls_handshake: float = 10.0
+    h2_preface: float = 10.0
+    connect_response: float = 20.0
+    """Longer than ``connect``: the far end dials the application before it answers."""
+
+
+class Tunnel(TunnelSession):
+    """A tunnel that we dialled. ``idle_since`` is the loop's time when its last stream ended."""
+
+    client_side = True
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        buffers: LoopBuffers,
+        *,
+        settings: TunnelSettings,
+        limits: GuardLimits,
+        remote: str,
+        on_change: Callable[[Tunnel], None],
+        on_guard: Callable[[str, Abuse, str], None],
+    ) -> None:
+        super().__init__(loop, buffers, settings=settings, limits=limits, remote=remote)
+        self._on_change = on_change
+        self._on_guard = on_guard
+        self._handshaken: asyncio.Future[None] = loop.create_future()
+        self._settled: asyncio.Future[None] = loop.create_future()
+        self.idle_since = loop.time()
+        self.source_kept = True
+
+    async def ready(self, timeouts: TunnelTimeouts) -> None:
+        """Wait until streams can be opened. Raises what ended the tunnel, or the stage that took too long."""
+        try:
+            async with asyncio.timeout(timeouts.tls_handshake):
+                await self._handshaken
+        except TimeoutError:
+            self.tls.abort()
+            raise TunnelTlsError(
+                "tls_timeout",
+                f"the TLS handshake took more than {timeouts.tls_handshake:g} s",
+                hint="is the peer an HBONE proxy, and is it overloaded?",
+                peer=self.remote,
+            ) from None
+        try:
+            async with asyncio.timeout(timeouts.h2_preface):
+                await self._settled
+        except TimeoutError:
+            self.tls.abort()
+            raise TunnelError(
+                "h2_preface_timeout",
+                f"the peer sent no HTTP/2 SETTINGS within {timeouts.h2_preface:g} s",
+                peer=self.remote,
+            ) from None
+
+    @property
+    def free_streams(self) -> int:
+        """How many more streams this tunnel takes."""
+        return 0 if self.is_closed or self.connection is None else self.connection.free_streams
+
+    @property
+    def stream_count(self) -> int:
+        """How many streams it carries now."""
+        return 0 if self.connection is None else len(self.connection.streams)
+
+    async def open(
+        self, headers: Iterable[tuple[bytes, bytes]], timeout: float
+    ) -> tuple[TunnelStream, Headers]:
+        """Open a CONNECT stream and wait for its answer.
+
+        Gives the stream and the response headers. Raises :class:`ConnectRefused` for any status but 200,
+        :class:`ConnectError` when the answer takes more than ``timeout`` seconds, :class:`TunnelError` when the
+        stream or the tunnel ends first (code ``stream_refused`` when the peer did not take the stream at all).
+        """
+        assert self.connection is not None
+        opening = _Opening(self._loop.create_future(), self.remote)
+        stream = self.connection.open_stream(headers, opening)
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await opening.answer
+        except TimeoutError:
+            stream.abort(ErrorCode.CANCEL)
+            raise ConnectError(
+                "connect_response_timeout",
+                f"the peer did not answer CONNECT within {timeout:g} s",
+                hint="the destination's application may not accept connections",
+                peer=self.remote,
+            ) from None
+        except asyncio.CancelledError:
+            stream.abort(ErrorCode.CANCEL)
+            raise
+        status = parse_status(answer)
+        if status != 200:
+            stream.offer_end()
+            if not stream.closed:
+                stream.abort(ErrorCode.CANCEL)
+            raise ConnectRefused(
+                status, f"http status: {_phrase(status)}", hint=_hint(status), peer=self.remote
+            )
+        return stream, answer
+
+    def retire(self) -> None:
+        """Take no new streams; close when the last one has ended."""
+        if self.connection is not None:
+            self.connection.drain(self._loop.time())
+            if not self.connection.streams:
+                self.tls.close()
+        else:
+            self.tls.abort()
+
+    def cut(self, failure: ZtunError) -> None:
+        """Close at once, with every stream on it."""
+        self.failure = self.failure or failure
+        if self.connection is not None:
+            self.connection.terminate(ErrorCode.NO_ERROR, str(failure))
+        else:
+            self.tls.abort()
+
+    # -- from below ------------------------------------------------------------------------------------------
+
+    def handshake_done(self, transport: TlsTransport) -> None:
+        """Start HTTP/2."""
+        super().handshake_done(transport)
+        if not self._handshaken.done():
+            self._handshaken.set_result(None)
+
+    def settings_received(self) -> None:
+        """Streams may be opened now, or more of them than before."""
+        if not self._settled.done():
+            self._settled.set_result(None)
+        self._on_change(self)
+
+    def stream_closed(self) -> None:
+        """Room for another stream, or the end of a tunnel that was to end."""
+        connection = self.connection
+        if connection is not None and not connection.streams:
+            self.idle_since = self._loop.time()
+            if connection.draining and not connection.closed:
+                self._loop.call_soon(self._close_if_idle)
+        self._on_change(self)
+
+    def _close_if_idle(self) -> None:
+        if self.connection is not None and not self.connection.streams:
+            self.tls.close()
+
+    def goaway_received(self, code: int, debug: bytes) -> None:
+        """The pool must not use this tunnel any more."""
+        if self.connection is not None and not self.connection.streams:
+            self._loop.call_soon(self._close_if_idle)
+        self._on_change(self)
+
+    def guard_tripped(self, abuse: Abuse, message: str) -> None:
+        """Report the peer."""
+        self._on_guard(self.remote, abuse, message)
+
+    def session_closed(self) -> None:
+        """Whoever waits for the tunnel learns why it will not come."""
+        failure = self.failure or TunnelError("tunnel_closed", "the peer closed the tunnel", peer=self.remote)
+        for waiter in (self._handshaken, self._settled):
+            if not waiter.done():
+                waiter.set_exception(failure)
+                waiter.exception()  # the one who waits raises it; nobody has to
+        self._on_change(self)
+
+
+class _Opening:
+    """Owner of a stream until its answer came."""
+
+    __slots__ = ("_remote", "answer")
+
+    def __init__(self, answer: asyncio.Future[Headers], remote: str) -> None:
+        self.answer = answer
+        self._remote = remote
+
+    def stream_answered(self, stream: TunnelStream, headers: Headers) -> None:
+        """The final response."""
+        if not self.answer.done():
+            self.answer.set_result(headers)
+
+    def stream_closed(self, stream: TunnelStream) -> None:
+        """Nothing: the answer came before."""
+
+    def stream_reset(self, stream: TunnelStream, code: int, reason: str) -> None:
+        """No answer will come."""
+        if not self.answer.done():
+            name = "stream_refused" if code == ErrorCode.REFUSED_STREAM else "stream_reset"
+            self.answer.set_exception(TunnelError(name, reason, peer=self._remote))
+            self.answer.exception()
+
+
+async def dial_tunnel(
+    tunnel: Tunnel,
+    address: tuple[str, int],
+    context: SSL.Context,
+    expectation: PeerExpectation,
+    *,
+    source_ip: str | None,
+    options: SocketOptions,
+    timeouts: TunnelTimeouts,
+) -> Tunnel:
+    """Connect, shake hands, exchange SETTINGS. Raises :class:`ZtunError` of the stage that failed."""
+    dialled = await connect(address, options=options, timeout=timeouts.connect, source_ip=source_ip)
+    tunnel.source_kept = dialled.source_kept
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.create_connection(lambda: tunnel.tls, sock=dialled.sock)
+        tunnel.tls.start(open_session(context, "client", expectation))
+        await tunnel.ready(timeouts)
+    except OSError as error:
+        raise TunnelError(
+            "tunnel_lost", f"the connection was lost: {error}", peer=join_host_port(*address)
+        ) from error
+    except BaseException:
+        tunnel.tls.abort()
+        raise
+    return tunnel
+
+
+def _phrase(status: int) -> str:
+    names = {
+        400: "400 Bad Request",
+        401: "401 Unauthorized",
+        403: "403 Forbidden",
+        503: "503 Service Unavailable",
+    }
+    return names.get(status, str(status))
+
+
+def _hint(status: int) -> str:
+    return {
+        400: "the peer does not serve this destination",
+        401: "an authorization policy at the destination denied the connection",
+        403: "an authorization policy at the destination denied the connection",
+        503: "the destination's application is not reachable from its proxy",
+    }.get(status, "")

@@ -1,0 +1,233 @@
+"""A connection from a local pod: where it goes, through which tunnel, and one retry elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+from ztun.errors import (
+    CaptureError,
+    ConnectError,
+    ConnectRefused,
+    RelayError,
+    RouteError,
+    TunnelError,
+    TunnelTlsError,
+    ZtunError,
+)
+from ztun.hbone.connect import connect_headers
+from ztun.hbone.wire import ErrorCode
+from ztun.mesh.baggage import encode_baggage, encode_forwarded, new_traceparent
+from ztun.mesh.lookup import OutboundRoute, RouteKind, decide_outbound
+from ztun.mesh.model import join_host_port
+from ztun.net.pool import PoolKey
+from ztun.net.relay import Relay
+from ztun.proxy.connections import LiveConnection
+from ztun.telemetry.labels import TrafficLabels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ztun.hbone.stream import TunnelStream
+    from ztun.mesh.model import Workload
+    from ztun.net.app_socket import AppSocket
+    from ztun.proxy.plane import Plane
+
+ATTEMPTS = 2  # the first endpoint and one other; no byte of the client was consumed before
+_SERVICE_UNAVAILABLE = 503
+
+
+class Outbound:
+    """Serves the connections of local pods, however they were captured."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+
+    async def serve(
+        self,
+        client: AppSocket,
+        source: Workload,
+        source_address: tuple[str, int],
+        host: str,
+        port: int,
+        *,
+        answered: Callable[[ZtunError | None], None] | None = None,
+    ) -> None:
+        """Carry one connection to ``host`` (IP address or name) and ``port``.
+
+        ``answered`` is called once before bytes flow, with None when the destination took the connection and with
+        the reason when it did not; the client is closed in that case.
+        """
+        plane = self._plane
+        started = plane.loop.time()
+        source_text = join_host_port(*source_address)
+        original = join_host_port(host, port)
+        try:
+            route = self._decide(source, source_address[0], host, port, frozenset())
+        except ZtunError as error:
+            plane.connections.refused("outbound", source_text, original, error)
+            _turn_away(client, answered, error)
+            return
+        connection = self._live(source, source_text, original, route, started)
+        plane.connections.opened(connection)
+        try:
+            route, server = await self._establish(source, source_address, host, port, route)
+        except ZtunError as error:
+            plane.connections.finished(connection, error)
+            _turn_away(client, answered, error)
+            return
+        except asyncio.CancelledError:
+            shutdown = RelayError("shutdown", "the proxy shuts down")
+            plane.connections.finished(connection, shutdown)
+            _turn_away(client, answered, shutdown)
+            raise
+        connection.actual_destination = join_host_port(*route.address)
+        connection.hbone_addr = route.authority or ""
+        if answered is not None:
+            answered(None)
+        connection.relay = Relay(client, server, lambda error: plane.connections.finished(connection, error))
+        connection.relay.start()
+
+    def _decide(
+        self, source: Workload, source_ip: str, host: str, port: int, excluded: frozenset[str]
+    ) -> OutboundRoute:
+        plane = self._plane
+        return decide_outbound(
+            plane.snapshot,
+            source,
+            host,
+            port,
+            rng=plane.rng,
+            network=plane.settings.network,
+            source_ip=source_ip,
+            excluded=excluded,
+        )
+
+    async def _establish(
+        self, source: Workload, source_address: tuple[str, int], host: str, port: int, route: OutboundRoute
+    ) -> tuple[OutboundRoute, AppSocket | TunnelStream]:
+        """Reach the next hop, or on failure another endpoint once. Raises the first failure if both fail."""
+        excluded: frozenset[str] = frozenset()
+        first: ZtunError | None = None
+        for attempt in range(ATTEMPTS):
+            try:
+                return route, await self._connect(source, source_address, route)
+            except ZtunError as error:
+                first = first or error
+                if attempt + 1 == ATTEMPTS or not _worth_another(error):
+                    raise first from error
+                if error.code != "stream_refused" and route.destination is not None:
+                    excluded |= {route.destination.uid}
+                try:
+                    route = self._decide(source, source_address[0], host, port, excluded)
+                except RouteError:
+                    raise first from error
+        raise AssertionError("unreachable")
+
+    async def _connect(
+        self, source: Workload, source_address: tuple[str, int], route: OutboundRoute
+    ) -> AppSocket | TunnelStream:
+        plane = self._plane
+        address = await self._resolve(route.address)
+        if route.kind in (RouteKind.PASSTHROUGH, RouteKind.TCP):
+            app, _ = await plane.dial_plain(
+                address, source_address[0] if _own_address(source, source_address) else None
+            )
+            return app
+        assert route.authority is not None
+        headers = connect_headers(
+            route.authority,
+            baggage=encode_baggage(source),
+            forwarded=encode_forwarded(
+                *source_address, route.service.hostname if route.service is not None else None
+            ),
+            traceparent=new_traceparent(plane.rng),
+        )
+        key = PoolKey(
+            source.identity,
+            frozenset(route.expected),
+            address,
+            source_address[0] if _own_address(source, source_address) else None,
+        )
+        _, stream, _ = await plane.pool.open(key, headers, plane.settings.tunnel_timeouts.connect_response)
+        return stream
+
+    async def _resolve(self, address: tuple[str, int]) -> tuple[str, int]:
+        """A workload that is known by DNS name only is resolved when it is dialled."""
+        host, port = address
+        if host[-1].isdigit() or ":" in host:
+            return address
+        plane = self._plane
+        try:
+            async with asyncio.timeout(plane.settings.tunnel_timeouts.connect):
+                found = await plane.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, TimeoutError) as error:
+            raise ConnectError("dns_lookup", f"{host} cannot be resolved: {error}", peer=host) from error
+        if not found:
+            raise ConnectError("dns_empty", f"{host} has no address", peer=host)
+        sockaddr = plane.rng.choice(found)[4]
+        return str(sockaddr[0]), port
+
+    def _live(
+        self, source: Workload, source_text: str, original: str, route: OutboundRoute, started: float
+    ) -> LiveConnection:
+        tunnelled = route.authority is not None
+        return LiveConnection(
+            direction="outbound",
+            local=source,
+            source_addr=source_text,
+            original_destination=original,
+            actual_destination=join_host_port(*route.address),
+            hbone_addr=route.authority or "",
+            started=started,
+            labels=TrafficLabels(
+                "source",
+                source,
+                route.destination,
+                route.service,
+                source.identity if tunnelled else None,
+                route.destination.identity if tunnelled and route.destination is not None else None,
+                tunnelled,
+            ),
+        )
+
+
+def _own_address(source: Workload, source_address: tuple[str, int]) -> bool:
+    return source_address[0] in source.addresses
+
+
+def _worth_another(error: ZtunError) -> bool:
+    """Whether another endpoint, or the same one over a new tunnel, may do better."""
+    if isinstance(error, ConnectRefused):
+        return error.status == _SERVICE_UNAVAILABLE
+    return isinstance(error, ConnectError | TunnelError | TunnelTlsError) and error.code != "pool_draining"
+
+
+def _turn_away(
+    client: AppSocket, answered: Callable[[ZtunError | None], None] | None, error: ZtunError
+) -> None:
+    if answered is not None:
+        answered(error)
+        client.abort(ErrorCode.NO_ERROR)
+    else:
+        client.abort(ErrorCode.CONNECT_ERROR)
+
+
+async def wait_for_workload(plane: Plane, find: Callable[[], Workload | None], what: str) -> Workload:
+    """The local workload of a new connection; waits a while for one that the mesh does not know yet."""
+    found = find()
+    if found is None:
+        limit = plane.settings.timeouts.source_workload
+        try:
+            async with asyncio.timeout(limit):
+                while found is None:
+                    await plane.snapshot_changed()
+                    found = find()
+        except TimeoutError:
+            raise CaptureError(
+                "unknown_source",
+                f"{what} is not a local workload of the mesh (waited {limit:g} s)",
+                hint="is the pod among the documents, on this node, and labelled for the mesh?",
+            ) from None
+    return found

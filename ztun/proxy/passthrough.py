@@ -1,0 +1,112 @@
+"""Plaintext that was captured on its way to a local pod: judged without an identity, then delivered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ztun.errors import CaptureError, PolicyDenied, ZtunError
+from ztun.hbone.wire import ErrorCode
+from ztun.mesh.authorization import Attempt, authorize
+from ztun.mesh.lookup import OWN_PORTS
+from ztun.mesh.model import join_host_port
+from ztun.net.relay import Relay
+from ztun.proxy.connections import LiveConnection
+from ztun.proxy.outbound import wait_for_workload
+from ztun.telemetry.labels import TrafficLabels
+
+if TYPE_CHECKING:
+    from ztun.mesh.model import Workload
+    from ztun.net.app_socket import AppSocket
+    from ztun.proxy.plane import Plane
+
+
+class Passthrough:
+    """Serves plaintext connections to local pods."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+
+    async def serve(self, client: AppSocket, source: tuple[str, int], destination: tuple[str, int]) -> None:
+        """Carry one connection to its original ``destination`` (ip, port), if policy allows it."""
+        plane = self._plane
+        started = plane.loop.time()
+        texts = (join_host_port(*source), join_host_port(*destination))
+        connection: LiveConnection | None = None
+        try:
+            local = await self._local(destination)
+            connection = self._live(local, source, destination, texts, started)
+            plane.connections.opened(connection)
+            judged = plane.snapshot
+            self._authorize(local, connection)
+            app, _ = await plane.dial_plain(destination, source[0])
+            if plane.snapshot is not judged:
+                try:
+                    self._authorize(local, connection)
+                except PolicyDenied:
+                    app.abort(ErrorCode.CANCEL)
+                    raise
+        except ZtunError as error:
+            if connection is not None:
+                plane.connections.finished(connection, error)
+            else:
+                plane.connections.refused("inbound", *texts, error)
+            client.abort(ErrorCode.CONNECT_ERROR)
+            return
+        live = connection
+        live.relay = Relay(client, app, lambda error: plane.connections.finished(live, error))
+        live.relay.start()
+
+    async def _local(self, destination: tuple[str, int]) -> Workload:
+        ip, port = destination
+        if port in OWN_PORTS:
+            raise CaptureError(
+                "self_call",
+                "attempted recursive call to ourselves",
+                hint="the original destination is the proxy's own port: is the traffic redirected by the kernel?",
+            )
+        plane = self._plane
+
+        def find() -> Workload | None:
+            found = plane.snapshot.workload_by_address(plane.settings.network, ip)
+            return found if found is not None and found.node == plane.settings.node else None
+
+        return await wait_for_workload(plane, find, ip)
+
+    def _authorize(self, local: Workload, connection: LiveConnection) -> None:
+        assert connection.attempt is not None
+        verdict = authorize(self._plane.snapshot.policies_for(local), connection.attempt)
+        if not verdict.allowed:
+            raise PolicyDenied(
+                "policy_rejection",
+                f"connection closed due to policy rejection: {verdict.reason}",
+                hint="plaintext has no identity; is the client outside the mesh, and mTLS required here?",
+            )
+
+    def _live(
+        self,
+        local: Workload,
+        source: tuple[str, int],
+        destination: tuple[str, int],
+        texts: tuple[str, str],
+        started: float,
+    ) -> LiveConnection:
+        plane = self._plane
+        client = plane.snapshot.workload_by_address(plane.settings.network, source[0])
+        service = next(
+            (key for key, ports in local.services.items() if destination[1] in ports.values()), None
+        )
+        return LiveConnection(
+            direction="inbound",
+            local=local,
+            source_addr=texts[0],
+            original_destination=texts[1],
+            actual_destination=texts[1],
+            started=started,
+            attempt=Attempt(source[0], None, *destination),
+            labels=TrafficLabels(
+                "destination",
+                client,
+                local,
+                plane.snapshot.services.get(service) if service is not None else None,
+            ),
+        )

@@ -1,0 +1,208 @@
+"""The listeners of the local pods: opened, kept and closed as pods come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ztun.config import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, SOCKS5_PORT
+from ztun.errors import CaptureError, ConfigError, RelayError, ZtunError
+from ztun.hbone.wire import ErrorCode
+from ztun.mesh.lookup import OWN_PORTS
+from ztun.mesh.model import HBONE_PORT, TunnelProtocol, join_host_port
+from ztun.net.app_socket import AppSocket
+from ztun.net.listeners import listen
+from ztun.net.original_destination import original_destination
+from ztun.proxy.entries import open_socks5
+from ztun.proxy.outbound import wait_for_workload
+from ztun.telemetry.config_dump import ServedWorkload
+from ztun.telemetry.logging import get_logger
+
+if TYPE_CHECKING:
+    from ztun.mesh.model import Workload
+    from ztun.mesh.snapshot import Snapshot
+    from ztun.proxy.inbound import Inbound
+    from ztun.proxy.outbound import Outbound
+    from ztun.proxy.passthrough import Passthrough
+    from ztun.proxy.plane import Plane
+
+RETRY_SECONDS = 5.0  # an address that is not on the machine yet may come; ztunnel retries its pods as often
+
+
+@dataclass(slots=True)
+class _Pod:
+    workload: Workload
+    servers: list[asyncio.Server] = field(default_factory=list)
+    up: bool = False
+
+
+class Pods:
+    """Keeps one set of listeners per pod that this proxy serves."""
+
+    def __init__(self, plane: Plane, outbound: Outbound, inbound: Inbound, passthrough: Passthrough) -> None:
+        self._plane = plane
+        self._outbound = outbound
+        self._inbound = inbound
+        self._passthrough = passthrough
+        self._pods: dict[str, _Pod] = {}
+        self._captures: list[asyncio.Server] = []
+        self._retry_at = 0.0
+        self._lock = asyncio.Lock()
+        self._log = get_logger("proxy")
+
+    def served(self) -> list[ServedWorkload]:
+        """For the admin dump; safe on another thread."""
+        return [ServedWorkload(pod.workload, pod.up) for pod in list(self._pods.values())]
+
+    @property
+    def pending(self) -> int:
+        """How many pods have no listeners yet."""
+        return sum(not pod.up for pod in self._pods.values())
+
+    async def open_captures(self) -> None:
+        """Listen for redirected traffic in the proxy's own network namespace. Raises :class:`ConfigError`."""
+        options = self._plane.settings.sockets
+        for port, accept, purpose in (
+            (OUTBOUND_PORT, self._accept_outbound, "outbound capture"),
+            (INBOUND_PLAINTEXT_PORT, self._accept_plaintext, "inbound plaintext capture"),
+        ):
+            self._captures.append(await listen(_any_address(), port, accept, options, purpose=purpose))
+
+    async def reconcile(self, snapshot: Snapshot) -> None:
+        """Make the listeners fit a snapshot; pods that stay are not touched."""
+        async with self._lock:
+            wanted = {one.uid: one for one in self._wanted(snapshot)}
+            for uid, pod in list(self._pods.items()):
+                now = wanted.get(uid)
+                if (
+                    now is None
+                    or now.addresses != pod.workload.addresses
+                    or now.identity != pod.workload.identity
+                ):
+                    self._close(uid, pod)
+                else:
+                    pod.workload = now
+            for uid, workload in wanted.items():
+                if uid not in self._pods:
+                    self._pods[uid] = _Pod(workload)
+                if not self._pods[uid].up:
+                    await self._open(self._pods[uid])
+            identities = {one.identity for one in wanted.values()}
+            self._plane.store.retain(identities)
+            self._plane.store.prefetch(identities)
+            self._retry_at = self._plane.loop.time() + RETRY_SECONDS
+
+    def retry_due(self, now: float) -> bool:
+        """Whether pods without listeners should be tried again."""
+        return now >= self._retry_at and self.pending > 0
+
+    def stop_accepting(self) -> None:
+        """Close every listener; open connections go on."""
+        for server in self._captures:
+            server.close()
+        for pod in self._pods.values():
+            for server in pod.servers:
+                server.close()
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _wanted(self, snapshot: Snapshot) -> list[Workload]:
+        settings = self._plane.settings
+        local = snapshot.workloads_of_node(settings.node)
+        if settings.mode == "sidecar":
+            return [one for one in local if f"{one.namespace}/{one.name}" == settings.workload]
+        return [
+            one
+            for one in local
+            if one.tunnel_protocol is TunnelProtocol.HBONE and not one.native_tunnel and not one.host_network
+        ]
+
+    async def _open(self, pod: _Pod) -> None:
+        uid, plane = pod.workload.uid, self._plane
+        opened: list[asyncio.Server] = []
+        try:
+            for ip in pod.workload.addresses:
+                opened.append(
+                    await listen(
+                        ip,
+                        HBONE_PORT,
+                        lambda _transport, local, peer: self._inbound.accept(uid, local, peer),
+                        plane.settings.sockets,
+                        purpose=f"HBONE to {pod.workload.namespace}/{pod.workload.name}",
+                    )
+                )
+                if plane.settings.socks5:
+                    opened.append(await open_socks5(plane, self._outbound, uid, ip, SOCKS5_PORT))
+        except ConfigError as error:
+            for server in opened:
+                server.close()
+            self._log.warning(
+                "pod cannot be served yet",
+                workload=f"{pod.workload.namespace}/{pod.workload.name}",
+                error=error,
+            )
+            return
+        pod.servers = opened
+        pod.up = True
+        self._log.info("pod served", workload=f"{pod.workload.namespace}/{pod.workload.name}")
+
+    def _close(self, uid: str, pod: _Pod) -> None:
+        del self._pods[uid]
+        for server in pod.servers:
+            server.close()
+        gone = RelayError("workload_gone", "the workload was removed from this node")
+        self._inbound.drop(uid, gone)
+        self._plane.connections.cut_where(lambda one: one.local.uid == uid, gone)
+        self._log.info("pod no longer served", workload=f"{pod.workload.namespace}/{pod.workload.name}")
+
+    def _accept_outbound(
+        self, transport: asyncio.Transport, local: tuple[str, int], peer: tuple[str, int]
+    ) -> asyncio.BaseProtocol:
+        client = AppSocket(self._plane.buffers)
+        self._plane.spawn(
+            self._serve_outbound(client, peer, original_destination(transport.get_extra_info("socket")))
+        )
+        return client
+
+    async def _serve_outbound(
+        self, client: AppSocket, peer: tuple[str, int], destination: tuple[str, int]
+    ) -> None:
+        plane = self._plane
+        try:
+            if destination[1] in OWN_PORTS and destination[0] == peer[0]:
+                raise CaptureError(
+                    "self_call",
+                    "attempted recursive call to ourselves",
+                    hint="the connection was not redirected by the kernel, it came to the proxy's port directly",
+                )
+            source = await wait_for_workload(plane, lambda: self._local(peer[0]), peer[0])
+        except ZtunError as error:
+            plane.connections.refused("outbound", join_host_port(*peer), join_host_port(*destination), error)
+            client.abort(ErrorCode.CONNECT_ERROR)
+            return
+        await self._outbound.serve(client, source, peer, *destination)
+
+    def _local(self, ip: str) -> Workload | None:
+        settings = self._plane.settings
+        found = self._plane.snapshot.workload_by_address(settings.network, ip)
+        return found if found is not None and found.uid in self._pods else None
+
+    def _accept_plaintext(
+        self, transport: asyncio.Transport, local: tuple[str, int], peer: tuple[str, int]
+    ) -> asyncio.BaseProtocol:
+        client = AppSocket(self._plane.buffers)
+        destination = original_destination(transport.get_extra_info("socket"))
+        self._plane.spawn(self._passthrough.serve(client, peer, destination))
+        return client
+
+
+def _any_address() -> str:
+    """``::`` takes both families; the kernel may have IPv6 switched off."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return "0.0.0.0"
+    return "::"
