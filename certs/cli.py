@@ -62,6 +62,15 @@ def _duration(text: str) -> timedelta:
     return timedelta(seconds=int(text[:-1]) * unit)
 
 
+def _address(text: str) -> tuple[str, int]:
+    """Read ``HOST:PORT``, with brackets around an IPv6 address."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port[:6]) > 65535:
+        raise typer.BadParameter(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
 CaOption = Annotated[Path, typer.Option("--ca", metavar="DIR", help="The CA directory.")]
 LifetimeOption = Annotated[
     timedelta,
@@ -127,6 +136,42 @@ def issue(
         write_file(out / files.CRL, crls_pem(authority.crls), private=False)
     write_file(out / files.CHAIN, certificates_pem(chain), private=False)
     print(f"{identity} until {chain[0].not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC in {out}")
+
+
+@app.command()
+def serve(
+    ca: CaOption,
+    listen: Annotated[
+        tuple[str, int],
+        typer.Option("--listen", parser=_address, metavar="HOST:PORT", help="Where to listen."),
+    ] = "127.0.0.1:15012",  # type: ignore[assignment]  # typer parses the default too
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="HOST", help="A name or address that clients dial; may be repeated."),
+    ] = None,
+    access: Annotated[
+        Path | None,
+        typer.Option("--access", metavar="FILE", help="Who may have which identities (YAML, mode 0600)."),
+    ] = None,
+) -> None:
+    """Serve a CA over HTTPS to those that a token or a certificate vouches for."""
+    import asyncio
+
+    from certs.endpoint import listen_on
+    from certs.server import CaServer, ServerSettings
+    from certs.store import wall_clock
+
+    host, port = listen
+    names = name or [host]
+    if any(each in ("", "0.0.0.0", "::") for each in names):
+        raise typer.BadParameter("clients cannot dial that address; say with --name what they dial")
+    server = CaServer(ServerSettings(ca, names, access, wall_clock))
+    with listen_on(host, port) as listening:
+        address, bound = listening.getsockname()[:2]
+        print(f"serving {ca} on https://{f'[{address}]' if ':' in address else address}:{bound}", flush=True)
+        if access is None:
+            print("hint: without --access certificates can be renewed by their holders, and nothing else")
+        asyncio.run(server.serve(listening))
 
 
 @app.command()

@@ -84,8 +84,8 @@ def read_facts(certificate: x509.Certificate) -> CertificateFacts | TlsRejection
         return TlsRejection("peer_chain", f"the peer's certificate cannot be read: {error}")
 
 
-def judge_leaf(facts: CertificateFacts, expectation: PeerExpectation) -> SpiffeId | TlsRejection:
-    """Apply the rules to a leaf whose chain is valid: one SPIFFE identity, and one that was expected."""
+def leaf_identity(facts: CertificateFacts) -> SpiffeId | TlsRejection:
+    """Give the identity of a leaf: it cannot sign others and has one URI name, which is a SPIFFE identity."""
     if facts.is_authority:
         return TlsRejection(
             "peer_chain",
@@ -99,9 +99,16 @@ def judge_leaf(facts: CertificateFacts, expectation: PeerExpectation) -> SpiffeI
             "its SPIFFE identity must be the only URI among the subject alternative names",
         )
     try:
-        identity = SpiffeId.parse(facts.uri_names[0])
+        return SpiffeId.parse(facts.uri_names[0])
     except SpiffeError as error:
         return TlsRejection("peer_spiffe_grammar", f"the peer's identity is not a SPIFFE identity: {error}")
+
+
+def judge_leaf(facts: CertificateFacts, expectation: PeerExpectation) -> SpiffeId | TlsRejection:
+    """Apply the rules to a leaf whose chain is valid: one SPIFFE identity, and one that was expected."""
+    identity = leaf_identity(facts)
+    if isinstance(identity, TlsRejection):
+        return identity
     if expectation.trust_domain is not None and identity.trust_domain != expectation.trust_domain:
         return TlsRejection(
             "peer_trust_domain",

@@ -19,7 +19,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from certs.bundle import TrustBundle
 from certs.errors import CertError, IssuerError
 from certs.issuers.base import Change, Issued, Issuer, WorkloadKey
-from certs.peer import PeerExpectation, TlsRejection, judge_leaf, read_facts
+from certs.peer import TlsRejection, leaf_identity, read_facts
 from certs.renewal import renew_at, retry_at
 from certs.spiffe import SpiffeId
 
@@ -294,8 +294,7 @@ class CertificateStore:
         facts = read_facts(leaf)
         if isinstance(facts, TlsRejection):
             raise IssuerError("ca_bad_certificate", facts.message.replace("the peer's", "the issued"))
-        judged = judge_leaf(facts, PeerExpectation(frozenset((identity,))))
-        if isinstance(judged, TlsRejection):
+        if leaf_identity(facts) != identity:
             raise IssuerError(
                 "ca_wrong_identity",
                 f"the issued certificate does not carry exactly the identity {identity}",

@@ -19,11 +19,17 @@ def open_issuer(
     *,
     now: Callable[[], datetime],
     lifetime: timedelta = LEAF_LIFETIME,
+    roots: Path | None = None,
+    token: Path | None = None,
+    certificate: Path | None = None,
 ) -> Issuer:
     """Open what ``source`` names: a CA directory, a directory of certificate files, or an https URL.
 
-    Raises :class:`IssuerError` when it names none of them.
+    For a URL ``roots`` (a PEM file that says whom to believe) is needed, and ``token`` (a file) or
+    ``certificate`` (a directory) to show. Raises :class:`IssuerError` when ``source`` names none of them.
     """
+    if "://" in source:
+        return _remote(source, lifetime, roots, token, certificate)
     path = Path(source)
     if not path.is_dir():
         raise IssuerError(
@@ -40,3 +46,18 @@ def open_issuer(
         f"{source} holds neither a CA nor certificate files",
         hint=f"for a new CA run certs init {source}",
     )
+
+
+def _remote(
+    url: str, lifetime: timedelta, roots: Path | None, token: Path | None, certificate: Path | None
+) -> Issuer:
+    # The HTTP client takes longer to import than all of this; only who needs it pays.
+    from certs.issuers.remote import RemoteIssuer, RemoteSettings
+
+    if roots is None:
+        raise IssuerError(
+            "ca_no_roots",
+            f"nothing says how to recognise the CA at {url}",
+            hint="give the root certificate of the CA as a PEM file",
+        )
+    return RemoteIssuer(RemoteSettings(url, roots, token, certificate), lifetime=lifetime)

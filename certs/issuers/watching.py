@@ -22,12 +22,20 @@ async def watch_directory(path: Path, changed: Callable[[], None]) -> None:
     """
     while True:
         stop = asyncio.Event()
+        watching = asyncio.ensure_future(_watch(path, changed, stop))
         try:
-            async for _ in watchfiles.awatch(path, debounce=DEBOUNCE_MILLISECONDS, stop_event=stop):
-                changed()
-        except (OSError, RuntimeError) as error:
-            _log.warning("cannot watch", path=str(path), error=str(error), retry_seconds=REWATCH_SECONDS)
+            # The watching thread looks at the event every 50 ms; a cancellation it would notice after 5 s.
+            await asyncio.shield(watching)
         finally:
             stop.set()
+            await watching
         await asyncio.sleep(REWATCH_SECONDS)
         changed()
+
+
+async def _watch(path: Path, changed: Callable[[], None], stop: asyncio.Event) -> None:
+    try:
+        async for _ in watchfiles.awatch(path, debounce=DEBOUNCE_MILLISECONDS, stop_event=stop):
+            changed()
+    except (OSError, RuntimeError) as error:
+        _log.warning("cannot watch", path=str(path), error=str(error), retry_seconds=REWATCH_SECONDS)

@@ -1,0 +1,258 @@
+"""The CA server: signs requests of callers that a bearer token or a certificate of the mesh vouches for.
+
+It reads the CA directory and the access file for each request, so a rotation or a new grant needs no restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import structlog
+import uvicorn
+from cryptography import x509
+from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from certs.access import Access, Caller, read_access
+from certs.authority import CertificateAuthority
+from certs.bundle import TrustBundle, certificates_pem, crls_pem
+from certs.directory import CaDirectory
+from certs.endpoint import SERVER_LIFETIME, ServerTls
+from certs.errors import CertError, RequestError
+from certs.issuers.watching import watch_directory
+from certs.peer import TlsRejection, leaf_identity, read_facts
+from certs.request import parse_request
+from certs.spiffe import SpiffeError, SpiffeId
+from certs.wire import (
+    CERTIFICATES_PATH,
+    HEALTH_PATH,
+    MAX_QUESTION_BYTES,
+    TRUST_PATH,
+    CertificateAnswer,
+    CertificateQuestion,
+    Refusal,
+    TrustAnswer,
+)
+
+MAX_CONNECTIONS = 512  # a node proxy keeps one
+REQUEST_SECONDS = 10.0  # to send a question of a few kB
+DRAIN_SECONDS = 5  # for requests under way when the server stops
+
+_log = structlog.get_logger("certs.server")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """``names`` are what clients dial, DNS names or addresses; ``access`` None allows renewals only."""
+
+    directory: Path
+    names: Sequence[str]
+    access: Path | None
+    now: Callable[[], datetime]
+
+
+class _RefusedError(Exception):
+    """A question that is answered with a status and a reason."""
+
+    def __init__(self, status: int, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.refusal = Refusal(code=code, message=message, hint=hint)
+
+
+class CaServer:
+    """One CA directory behind HTTPS. Raises :class:`CertError` when directory or access file are unusable."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._directory = CaDirectory(settings.directory)
+        self._tls = ServerTls(settings.names)
+        if settings.access is not None:
+            read_access(settings.access)
+        self._renew_tls()
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Answer on a bound socket until told to stop by SIGINT or SIGTERM, or cancelled."""
+        app = Starlette(
+            routes=[
+                Route(CERTIFICATES_PATH, self._answering(self._sign), methods=["POST"]),
+                Route(TRUST_PATH, self._answering(self._trust), methods=["GET"]),
+                Route(HEALTH_PATH, _healthy, methods=["GET"]),
+            ],
+            lifespan=self._lifespan,
+        )
+        config = uvicorn.Config(
+            app,
+            http=_Protocol,
+            ssl_context_factory=lambda _config, _default: self._tls.context(),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            # uvicorn, cancelled itself, would leave its connections and the lifespan behind.
+            server.should_exit = True
+            await serving
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            renewing = group.create_task(self._keep_renewing())
+            watching = group.create_task(watch_directory(self._settings.directory, self._try_renew_tls))
+            yield
+            renewing.cancel()
+            watching.cancel()
+
+    async def _keep_renewing(self) -> None:
+        renewed = self._settings.now()
+        while True:
+            await asyncio.sleep(30)  # short looks at the wall clock: the machine may have slept
+            if self._settings.now() - renewed >= SERVER_LIFETIME / 2:
+                self._try_renew_tls()
+                renewed = self._settings.now()
+
+    def _renew_tls(self) -> None:
+        self._tls.renew(self._directory.load(), now=self._settings.now())
+
+    def _try_renew_tls(self) -> None:
+        try:
+            self._renew_tls()
+        except CertError as error:
+            _log.warning("CA directory not usable", code=error.code, error=str(error), hint=error.hint)
+
+    def _answering(
+        self, answer: Callable[[Request], Awaitable[BaseModel]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            try:
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    return JSONResponse((await answer(request)).model_dump())
+            except _RefusedError as refused:
+                return _refuse(refused.status, refused.refusal)
+            except (RequestError, SpiffeError) as error:
+                code = getattr(error, "code", "identity_invalid")
+                return _refuse(400, Refusal(code=code, message=str(error), hint=getattr(error, "hint", "")))
+            except CertError as error:
+                _log.warning("not answered", code=error.code, error=str(error), hint=error.hint)
+                return _refuse(503, Refusal(code=error.code, message=str(error), hint=error.hint))
+            except TimeoutError:
+                return _refuse(
+                    408, Refusal(code="question_timeout", message="the question did not arrive in time")
+                )
+            except ClientDisconnect:
+                return _refuse(400, Refusal(code="question_incomplete", message="the question broke off"))
+
+        return endpoint
+
+    async def _sign(self, request: Request) -> CertificateAnswer:
+        authority = self._directory.load()
+        caller = self._authenticate(request, authority)
+        question = await _question(request)
+        identity = SpiffeId.parse(question.identity)
+        if not caller.may_have(identity):
+            _log.warning("refused", caller=caller.name, identity=str(identity))
+            raise _RefusedError(
+                403,
+                "identity_not_granted",
+                f"{caller.name} may not have {identity}",
+                "add it to the access file",
+            )
+        chain = authority.sign(
+            parse_request(question.csr),
+            identity,
+            now=self._settings.now(),
+            lifetime=timedelta(seconds=question.lifetime_seconds),
+        )
+        _log.info("issued", caller=caller.name, identity=str(identity), serial=f"{chain[0].serial_number:x}")
+        return CertificateAnswer(chain=certificates_pem(chain).decode("ascii"))
+
+    async def _trust(self, request: Request) -> TrustAnswer:
+        authority = self._directory.load()
+        self._authenticate(request, authority)
+        roots, crls = certificates_pem(authority.roots), crls_pem(authority.crls)
+        return TrustAnswer(roots=roots.decode("ascii"), crls=crls.decode("ascii"))
+
+    def _authenticate(self, request: Request, authority: CertificateAuthority) -> Caller:
+        """Find who calls; a token that is shown must be right even if a certificate is shown too."""
+        access = read_access(self._settings.access) if self._settings.access is not None else Access()
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme:
+            caller = access.caller_by_token(token) if scheme.lower() == "bearer" else None
+            if caller is None:
+                raise _RefusedError(
+                    401, "token_unknown", "the bearer token is not known here", "is it up to date?"
+                )
+            return caller
+        identity = _certified(request.scope["state"].get("client_certificate"), authority)
+        if identity is None:
+            raise _RefusedError(
+                401, "caller_unknown", "no bearer token and no client certificate", "show one of them"
+            )
+        return access.caller_by_identity(identity)
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's HTTP, which also tells the application which certificate the caller showed."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        session = transport.get_extra_info("ssl_object")
+        shown = session.getpeercert(binary_form=True) if session is not None else None
+        self.app_state = {**self.app_state, "client_certificate": shown}
+
+
+def _certified(shown: bytes | None, authority: CertificateAuthority) -> SpiffeId | None:
+    """Give the identity of a client certificate, whose chain and dates the TLS handshake has verified."""
+    if shown is None:
+        return None
+    facts = read_facts(x509.load_der_x509_certificate(shown))
+    identity = facts if isinstance(facts, TlsRejection) else leaf_identity(facts)
+    if isinstance(facts, TlsRejection) or isinstance(identity, TlsRejection):
+        raise _RefusedError(401, "caller_certificate", "the client certificate names no workload")
+    if TrustBundle(1, authority.roots, authority.crls).is_revoked((facts.link,)):
+        raise _RefusedError(401, "caller_revoked", f"the client certificate of {identity} is revoked")
+    if authority.trust_domain not in (None, identity.trust_domain):
+        raise _RefusedError(401, "caller_trust_domain", f"{identity} is not of this trust domain")
+    return identity
+
+
+async def _question(request: Request) -> CertificateQuestion:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_QUESTION_BYTES:
+            raise _RefusedError(
+                413, "question_too_large", f"the question is longer than {MAX_QUESTION_BYTES} bytes"
+            )
+    try:
+        return CertificateQuestion.model_validate_json(bytes(body))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the question"
+        raise _RefusedError(400, "question_invalid", f"{where}: {first['msg'].lower()}") from None
+
+
+async def _healthy(_request: Request) -> Response:
+    return PlainTextResponse("ok\n")
+
+
+def _refuse(status: int, refusal: Refusal) -> Response:
+    return JSONResponse(refusal.model_dump(), status_code=status)
