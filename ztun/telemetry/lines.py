@@ -47,12 +47,14 @@ def _escape(match: re.Match[str]) -> str:
 
 def quote(text: str) -> str:
     """The text in double quotes, with everything escaped that could end the quotes or the line."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
     return f'"{_IN_QUOTES.sub(_escape, text)}"'
 
 
 def printable(text: str) -> str:
     """The text with everything escaped that is not a printable character; quotes stay as they are."""
-    return _IN_MESSAGE.sub(_escape, text)
+    return text if text.isascii() and text.isprintable() else _IN_MESSAGE.sub(_escape, text)
 
 
 def text_value(value: object) -> str:

@@ -14,8 +14,10 @@ from ztun.telemetry.labels import NAMES_AFTER_FLAGS, NAMES_BEFORE_FLAGS, LabelVa
 
 MAX_SERIES = 10_000  # about 2 KB each, text included: 20 MB at most
 IDLE_SECONDS = 900.0  # outlives the 5 minutes Prometheus looks back and the usual rate() windows
+PIECE_SERIES = 100  # well under a millisecond to write
 NO_FLAG = "-"
 
+_OPENED, _CLOSED, _RECEIVED, _SENT, _FAILED = range(5)
 _FAMILIES = (
     ("istio_tcp_connections_opened", "Connections opened"),
     ("istio_tcp_connections_closed", "Connections closed, for any reason"),
@@ -55,18 +57,15 @@ class TrafficSeries:
         """Connections opened and not closed."""
         return self.opened - sum(self._ends.values())
 
-    def samples(self) -> tuple[list[str], ...]:
-        """The exposition lines of each family, without the family's name."""
+    def lines(self, family: int) -> str:
+        """The lines of one family, by its place in the list of families."""
         head, tail = self._text or self._render_labels()
-        unflagged = f"{head}{NO_FLAG}{tail}"
-        ends = [(f"{head}{flag}{tail} {count}\n", flag) for flag, count in list(self._ends.items())]
-        return (
-            [f"{unflagged} {self.opened}\n"],
-            [line for line, _ in ends],
-            [f"{unflagged} {self.received}\n"],
-            [f"{unflagged} {self.sent}\n"],
-            [line for line, flag in ends if flag != NO_FLAG],
-        )
+        name = _FAMILIES[family][0]
+        if family in (_CLOSED, _FAILED):
+            ends = [(flag, n) for flag, n in list(self._ends.items()) if family == _CLOSED or flag != NO_FLAG]
+            return "".join([f"{name}_total{head}{flag}{tail} {count}\n" for flag, count in ends])
+        count = self.opened if family == _OPENED else self.received if family == _RECEIVED else self.sent
+        return f"{name}_total{head}{NO_FLAG}{tail} {count}\n"
 
     def _render_labels(self) -> tuple[str, str]:
         before, after = self.values
@@ -126,15 +125,16 @@ class TrafficTable:
         return len(idle)
 
     def exposition(self) -> Iterator[str]:
-        """The families in OpenMetrics text, those without samples left out; safe on the scrape thread.
+        """The families in OpenMetrics text, in pieces of some hundred lines; safe on the scrape thread.
 
-        Written here and not by the client library, which renders each of some 27 labels again for every
-        sample of every scrape: the interpreter's lock is shared with the packets. It also keeps ztunnel's
-        order of labels.
+        Families without samples are left out. Written here and not by the client library, which renders each
+        of some 27 labels again for every sample of every scrape: the interpreter's lock is shared with the
+        packets. It also keeps ztunnel's order of labels.
         """
-        rows = [one.samples() for one in list(self._series.values())]
-        for index, (name, help_text) in enumerate(_FAMILIES):
-            lines = [f"{name}_total{line}" for row in rows for line in row[index]]
-            if lines:
-                yield f"# HELP {name} {help_text}.\n# TYPE {name} counter\n"
-                yield "".join(lines)
+        rows = list(self._series.values())
+        for family, (name, help_text) in enumerate(_FAMILIES):
+            head = f"# HELP {name} {help_text}.\n# TYPE {name} counter\n"
+            for start in range(0, len(rows), PIECE_SERIES):
+                if text := "".join([one.lines(family) for one in rows[start : start + PIECE_SERIES]]):
+                    yield head + text
+                    head = ""

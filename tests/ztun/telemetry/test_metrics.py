@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -14,7 +15,7 @@ from ztun.mesh.model import Locality, Service, Workload
 from ztun.telemetry.families import MAX_LABEL_SETS, Counter
 from ztun.telemetry.labels import TrafficLabels
 from ztun.telemetry.metrics import Metrics
-from ztun.telemetry.traffic import IDLE_SECONDS, TrafficTable
+from ztun.telemetry.traffic import IDLE_SECONDS, PIECE_SERIES, TrafficTable
 
 pytestmark = pytest.mark.unit
 
@@ -184,6 +185,47 @@ def test_label_sets_are_capped_and_the_rest_is_counted_under_unknown() -> None:
         == 3
     )
     assert value(metrics, "ztun_metric_series_overflow_total") == 3
+
+
+def test_a_family_in_many_pieces_is_one_family() -> None:
+    metrics = Metrics()
+    for number in range(PIECE_SERIES * 2 + 1):
+        series = metrics.traffic(replace(LABELS, source=replace(CLIENT, workload_name=f"client-{number}")))
+        series.opened += 1
+        if number > PIECE_SERIES:
+            series.closed("DENY")
+    text = metrics.render().decode()
+    for name in ("opened", "closed", "failed"):
+        assert text.count(f"# TYPE istio_tcp_connections_{name} counter\n") == 1
+    assert value(metrics, "istio_tcp_connections_opened_total") == PIECE_SERIES * 2 + 1
+    assert value(metrics, "istio_tcp_connections_failed_total") == PIECE_SERIES
+
+
+def test_scrapes_while_label_sets_come_and_go() -> None:
+    clock = Clock()
+    metrics = Metrics(clock=clock)
+    stop = threading.Event()
+    found: list[float] = []
+
+    def scrape() -> None:
+        while not stop.is_set() or not found:
+            found.append(value(metrics, "istio_tcp_connections_opened_total"))
+
+    scraper = threading.Thread(target=scrape)
+    scraper.start()
+    try:
+        for number in range(3000):
+            series = metrics.traffic(
+                replace(LABELS, source=replace(CLIENT, workload_name=f"w-{number % 1500}"))
+            )
+            series.opened += 1
+            series.closed(f"F{number % 3}")
+            clock.now += 1.0
+            metrics.tick(0.0)
+    finally:
+        stop.set()
+        scraper.join()
+    assert found
 
 
 @given(name=st.text(max_size=40), host=st.text(max_size=40))

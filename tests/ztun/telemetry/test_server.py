@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import httpx
+import prometheus_client.parser
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
@@ -98,7 +99,8 @@ def test_readiness_names_what_is_pending(proxy: Proxy) -> None:
 def test_the_content_type_follows_accept(proxy: Proxy, path: str, accept: str, content_type: str) -> None:
     answer = httpx.get(proxy.url("metrics", path), headers={"accept": accept})
     assert answer.headers["content-type"] == content_type
-    assert {"istio_build"} < {family.name for family in text_string_to_metric_families(answer.text)}
+    for parse in (text_string_to_metric_families, prometheus_client.parser.text_string_to_metric_families):
+        assert {"istio_build"} < {family.name for family in parse(answer.text)}
 
 
 def test_a_scrape_shows_what_the_event_loop_counted_and_compresses(proxy: Proxy) -> None:
