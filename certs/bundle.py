@@ -65,7 +65,7 @@ class TrustBundle:
 
     def same_trust(self, other: TrustBundle) -> bool:
         """Whether both trust the same roots and revoke the same certificates."""
-        return set(self.roots) == set(other.roots) and set(self.crls) == set(other.crls)
+        return set(self.roots) == set(other.roots) and self._revoked == other._revoked
 
     def with_root(self, root: x509.Certificate) -> TrustBundle:
         """Trust one root more; what is trusted now stays trusted. Adding a known root changes nothing."""

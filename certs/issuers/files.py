@@ -56,14 +56,14 @@ class FileIssuer:
     async def trust(self) -> Trust:
         """Read the roots and revocation lists of all directories."""
         roots: dict[x509.Certificate, None] = {}
-        crls: dict[x509.CertificateRevocationList, None] = {}
+        crls: list[x509.CertificateRevocationList] = []
         for directory in self._directories():
             roots.update(
                 dict.fromkeys(parse_certificates(read_file(directory / ROOTS), name=str(directory / ROOTS)))
             )
             path = directory / CRL
             if path.exists():
-                crls.update(dict.fromkeys(parse_crls(read_file(path), name=str(path))))
+                crls.extend(crl for crl in parse_crls(read_file(path), name=str(path)) if crl not in crls)
         return Trust(tuple(roots), tuple(crls))
 
     async def watch(self, changed: Callable[[Change], None]) -> None:

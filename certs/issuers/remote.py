@@ -187,6 +187,13 @@ class RemoteIssuer:
                     hint="it may not accept our certificate, or this is not its port",
                 )
             cause = cause.__cause__ or cause.__context__
+        if isinstance(error, httpx.ReadError | httpx.RemoteProtocolError):
+            # In TLS 1.3 this is also how a server that does not accept the client's certificate looks.
+            return IssuerError(
+                "ca_hung_up",
+                f"the CA at {self._settings.url} closed the connection without an answer",
+                hint="it may not accept our certificate",
+            )
         why = str(error) or type(error).__name__
         return IssuerError(
             "ca_unreachable", f"the CA at {self._settings.url} does not answer: {why}", hint="is it running?"
