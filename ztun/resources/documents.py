@@ -7,7 +7,7 @@ directories. What cannot be read becomes a :class:`Problem`; everything else is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,14 +46,17 @@ M = TypeVar("M", bound=pydantic.BaseModel)
 
 
 def parse_documents(
-    text: str, *, file: str, namespace: str = "default"
+    text: str, *, file: str, namespace: str = "default", parse: Callable[[str], Any] = parse_chunk
 ) -> tuple[list[Document], list[Problem]]:
-    """All objects of a text. ``namespace`` is given to objects without one (not to cluster-scoped kinds)."""
+    """All objects of a text. ``namespace`` is given to objects without one (not to cluster-scoped kinds).
+
+    ``parse`` makes data of the text of one YAML document; a caller may remember results there.
+    """
     documents: list[Document] = []
     problems: list[Problem] = []
     for chunk in split_chunks(text):
         try:
-            data = parse_chunk(chunk.text)
+            data = parse(chunk.text)
         except TextError as error:
             place = Location(file, error.line + chunk.line, error.column)
             problems.append(Problem(place, "", "", str(error), error.hint, "YAML"))

@@ -81,12 +81,20 @@ SILENT_KINDS: frozenset[Kind] = frozenset(
 SECURITY_GROUP = "security.istio.io"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A valid document with the model made of it."""
+
+    document: Document
+    model: Object
+
+
+@dataclass(frozen=True, slots=True)
 class Translation:
-    """A snapshot, what is wrong with its sources, and the valid documents to fall back on next time."""
+    """A snapshot, and the valid documents to fall back on next time, by group, kind, namespace and name."""
 
     snapshot: Snapshot
-    accepted: Mapping[DocumentKey, Document]
+    accepted: Mapping[DocumentKey, Accepted]
 
 
 @dataclass
@@ -94,8 +102,8 @@ class _Reading:
     """The documents of all kinds, validated. Models are held with the document they came from."""
 
     settings: MeshSettings
-    last_accepted: Mapping[DocumentKey, Document]
-    accepted: dict[DocumentKey, Document] = field(default_factory=dict)
+    last_accepted: Mapping[DocumentKey, Accepted]
+    accepted: dict[DocumentKey, Accepted] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     models: dict[Kind, list[tuple[Document, Any]]] = field(default_factory=dict)
     closed: list[Document] = field(default_factory=list)
@@ -120,19 +128,18 @@ class _Reading:
                 self.problems.append(_unknown_kind(document))
 
     def _validate(self, kind: Kind, document: Document) -> None:
+        earlier = self.last_accepted.get(document.key)
+        if earlier is not None and earlier.document.data is document.data:
+            self._accept(kind, Accepted(document, earlier.model))
+            return
         model, problems = validate(MODELS[kind], document)
         if model is not None:
-            self.accepted[document.key] = document
-            self.models.setdefault(kind, []).append((document, model))
+            self._accept(kind, Accepted(document, model))
             return
-        earlier = self.last_accepted.get(document.key)
-        if earlier is not None:
-            model, _ = validate(MODELS[kind], earlier)
         consequence = "the object is left out"
-        if model is not None and earlier is not None:
-            self.accepted[document.key] = earlier
-            self.models.setdefault(kind, []).append((earlier, model))
-            consequence = f"the version of {earlier.location} stays in force"
+        if earlier is not None:
+            self._accept(kind, earlier)
+            consequence = "the last valid version stays in force"
         elif kind == ("security.istio.io", "AuthorizationPolicy"):
             self.closed.append(document)
             consequence = f"until it is corrected it {closed_policy(document, self.settings)[2]}"
@@ -143,6 +150,10 @@ class _Reading:
             replace(problem, hint="; ".join(part for part in (problem.hint, consequence) if part))
             for problem in problems
         ]
+
+    def _accept(self, kind: Kind, accepted: Accepted) -> None:
+        self.accepted[accepted.document.key] = accepted
+        self.models.setdefault(kind, []).append((accepted.document, accepted.model))
 
 
 def _unknown_kind(document: Document) -> Problem:
@@ -162,13 +173,14 @@ def translate(
     *,
     settings: MeshSettings,
     problems: Iterable[Problem] = (),
-    last_accepted: Mapping[DocumentKey, Document] = MappingProxyType({}),
+    last_accepted: Mapping[DocumentKey, Accepted] = MappingProxyType({}),
     generation: int = 0,
 ) -> Translation:
     """Build the snapshot that a set of documents describes.
 
     ``problems`` (met while reading the documents) come first in the snapshot's own. ``last_accepted`` is that
-    of the previous translation: the versions to fall back on.
+    of the previous translation: the versions to fall back on. A document whose ``data`` is the same object
+    as then is not validated again.
     """
     reading = _Reading(settings, last_accepted)
     reading.problems += problems
@@ -239,17 +251,17 @@ def _services(reading: _Reading, around: Surroundings, drafts: DraftIndex) -> It
         own = [service for service in found if service.key not in by_key]
         by_key |= {service.key: service for service in own}
         attach_entry(document, entry, own, drafts, around)
-    _waypoint_services(by_key, around, drafts, reading)
+    _waypoint_services(by_key, around, drafts)
     return by_key.values()
 
 
 def _waypoint_services(
-    by_key: dict[NamespacedName, Service], around: Surroundings, drafts: DraftIndex, reading: _Reading
+    by_key: dict[NamespacedName, Service], around: Surroundings, drafts: DraftIndex
 ) -> None:
-    """Each waypoint is reached through the service of its name, which exists even where no document describes it."""
+    """Each waypoint is reached through the service of its name, whether or not a document describes that."""
     port = ServicePort(HBONE_PORT, HBONE_PORT, "mesh", "HBONE")
     instances: dict[NamespacedName, list[WorkloadDraft]] = {}
-    for draft in drafts:
+    for draft in drafts if around.waypoints else ():
         metadata = Metadata.model_construct(labels=dict(draft.base.labels))
         waypoint = around.waypoints.instance_of(draft.base.namespace, metadata)
         if waypoint is not None:

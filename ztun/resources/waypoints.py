@@ -88,6 +88,9 @@ class Waypoints:
         self._settings = settings
         self._reported: set[tuple[Document, str]] = set()
 
+    def __bool__(self) -> bool:
+        return bool(self._by_name)
+
     def __iter__(self) -> Iterator[Waypoint]:
         return iter(self._by_name.values())
 
@@ -97,9 +100,10 @@ class Waypoints:
 
     def instance_of(self, namespace: str, metadata: Metadata) -> Waypoint | None:
         """The waypoint whose instance a pod is."""
-        for label in GATEWAY_NAME_LABELS:
-            if found := self._by_name.get((namespace, metadata.label(label))):
-                return found
+        if self._by_name:
+            for label in GATEWAY_NAME_LABELS:
+                if found := self._by_name.get((namespace, metadata.label(label))):
+                    return found
         return None
 
     def of(

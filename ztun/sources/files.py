@@ -1,0 +1,254 @@
+"""The mesh as configuration files describe it, followed while they change.
+
+A new snapshot replaces the last one whole. What cannot be read keeps its last good state: a file with a
+syntax error keeps all objects it had, an object that is not valid keeps its last valid version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from watchfiles import Change, awatch
+
+from ztun.errors import ConfigError
+from ztun.mesh.document import Document, Problem
+from ztun.mesh.snapshot import Snapshot
+from ztun.resources.documents import (
+    configuration_files,
+    latest_of_each,
+    parse_documents,
+    read_file,
+    unreadable,
+)
+from ztun.resources.settings import MeshSettings
+from ztun.resources.translation import Accepted, DocumentKey, translate
+from ztun.resources.yaml_text import parse_chunk
+
+SETTLE_SECONDS = 0.05  # changes closer together than this are read once; editors write in several steps
+MAX_DELAY_SECONDS = 1.0  # read at the latest after this, however busy the directory is
+POLL_SECONDS = 5.0  # looked at this often even without a notice: not every file system gives one
+
+Signature: TypeAlias = Mapping[str, tuple[int, int, int]]
+"""(inode, size, modification time in ns) of each file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What was last read from a file, and under which of the given paths it was found."""
+
+    origin: Path
+    text: str
+    documents: Sequence[Document]
+
+
+class FileSource:
+    """Reads ``paths`` (files and directories) and follows them.
+
+    ``namespace`` is that of objects that name none. Both callbacks are called by :meth:`run`, in its event
+    loop: ``on_problems`` with everything that is wrong after each change, ``on_snapshot`` with the new state.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str | Path],
+        *,
+        namespace: str = "default",
+        settings: MeshSettings | None = None,
+        on_snapshot: Callable[[Snapshot], None] = lambda snapshot: None,
+        on_problems: Callable[[list[Problem]], None] = lambda problems: None,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        self._paths = [Path(path) for path in paths]
+        self._namespace = namespace
+        self._settings = settings if settings is not None else MeshSettings()
+        self._on_snapshot = on_snapshot
+        self._on_problems = on_problems
+        self._poll_seconds = poll_seconds
+        self._files: dict[str, _File] = {}
+        self._signature: Signature = {}
+        self._chunks: dict[str, Any] = {}
+        self._accepted: Mapping[DocumentKey, Accepted] = MappingProxyType({})
+        self._problems: list[Problem] = []
+        self._generation = 0
+
+    def load(self) -> Snapshot:
+        """Read everything now. What is wrong is in the snapshot's ``problems``.
+
+        Raises :class:`ConfigError` ``unreadable`` only when not one file or directory can be read.
+        """
+        self._signature = self._look()
+        readable = self._read()
+        if not readable:
+            raise ConfigError(
+                "unreadable",
+                "; ".join(str(problem) for problem in self._problems) or "no configuration was given",
+                hint="give files or directories with Kubernetes YAML",
+            )
+        return self._translate()
+
+    async def run(self) -> None:
+        """Follow the files until cancelled."""
+        while True:
+            directories = self._directories()
+            async for changes in awatch(
+                *directories,
+                watch_filter=self._is_relevant,
+                debounce=round(MAX_DELAY_SECONDS * 1000),
+                step=round(SETTLE_SECONDS * 1000),
+                rust_timeout=round(self._poll_seconds * 1000),
+                yield_on_timeout=True,
+                recursive=False,
+            ):
+                if changes or self._look() != self._signature:
+                    # In a thread, for a large mesh takes longer than a connection should wait.
+                    snapshot = await asyncio.to_thread(self._reload)
+                    if snapshot is not None:
+                        self._on_problems(list(snapshot.problems))
+                        self._on_snapshot(snapshot)
+                if self._directories() != directories:
+                    break
+
+    def _reload(self) -> Snapshot | None:
+        """The new state, or None when nothing of what is read has changed."""
+        before = (self._problems, {path: file.text for path, file in self._files.items()})
+        self._signature = self._look()
+        self._read()
+        if before == (self._problems, {path: file.text for path, file in self._files.items()}):
+            return None
+        return self._translate()
+
+    def _translate(self) -> Snapshot:
+        documents = [document for file in self._files.values() for document in file.documents]
+        self._generation += 1
+        with _collection_postponed():
+            latest, replaced = latest_of_each(documents)
+            translation = translate(
+                latest,
+                settings=self._settings,
+                problems=[*self._problems, *replaced],
+                last_accepted=self._accepted,
+                generation=self._generation,
+            )
+        self._accepted = translation.accepted
+        return translation.snapshot
+
+    def _read(self) -> bool:
+        """Read all files into ``_files`` and ``_problems``; whether any path could be read."""
+        files: dict[str, _File] = {}
+        problems: list[Problem] = []
+        chunks: dict[str, Any] = {}
+        readable = False
+
+        def parse(text: str) -> Any:
+            data = self._chunks[text] if text in self._chunks else parse_chunk(text)
+            chunks[text] = data
+            return data
+
+        for origin in self._paths:
+            try:
+                found = configuration_files(origin)
+            except OSError as error:
+                problems.append(_kept(unreadable(origin, error), "its objects stay in force"))
+                files |= {path: file for path, file in self._files.items() if file.origin == origin}
+                continue
+            readable = readable or not found
+            for path in found:
+                name = str(path)
+                earlier = self._files.get(name)
+                try:
+                    text = read_file(path)
+                except (OSError, ValueError) as error:
+                    problems.append(_kept(unreadable(path, error), "its objects stay in force"))
+                    if earlier is not None:
+                        files[name] = earlier
+                    continue
+                readable = True
+                documents, wrong = parse_documents(text, file=name, namespace=self._namespace, parse=parse)
+                if wrong and earlier is not None:
+                    # An object without a readable name may be one that was there before, a policy for
+                    # instance.
+                    documents = list(earlier.documents)
+                    wrong = [
+                        _kept(problem, "all objects of this file stay as they were") for problem in wrong
+                    ]
+                problems += wrong
+                files[name] = _File(origin, text, documents)
+        self._files, self._problems = files, problems
+        # Only what was used now is remembered, so the memory follows the configuration.
+        self._chunks = chunks
+        return readable
+
+    def _look(self) -> Signature:
+        found: dict[str, tuple[int, int, int]] = {}
+        for origin in self._paths:
+            try:
+                for path in configuration_files(origin):
+                    status = path.stat()
+                    found[str(path)] = (status.st_ino, status.st_size, status.st_mtime_ns)
+            except OSError:
+                found[str(origin)] = (0, 0, 0)
+        return found
+
+    def _directories(self) -> set[Path]:
+        """What to watch: directories, for a watch on a file does not survive its replacement."""
+        wanted: set[Path] = set()
+        for origin in self._paths:
+            wanted.add(_existing_directory(origin.absolute().parent))
+            if origin.is_dir():
+                wanted.add(origin)
+                wanted.update(path.parent for path in _files_below(origin))
+        return wanted
+
+    def _is_relevant(self, change: Change, path: str) -> bool:
+        """Whether a change in a watched directory can change what is read."""
+        changed = Path(path)
+        if changed.name.startswith(".."):
+            return True  # the links of a mounted ConfigMap are swapped through ``..data``
+        directories = {origin.absolute() for origin in self._paths if origin.is_dir()}
+        directories |= {Path(name).absolute().parent for name in self._files if Path(name) not in self._paths}
+        return (
+            changed.parent in directories
+            or changed in {origin.absolute() for origin in self._paths}
+            or not all(origin.exists() for origin in self._paths)
+        )
+
+
+def _files_below(directory: Path) -> list[Path]:
+    try:
+        return configuration_files(directory)
+    except OSError:
+        return []
+
+
+def _existing_directory(path: Path) -> Path:
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def _kept(problem: Problem, consequence: str) -> Problem:
+    return replace(problem, hint=f"{problem.hint}; {consequence}" if problem.hint else consequence)
+
+
+@contextmanager
+def _collection_postponed() -> Iterator[None]:
+    """No cycle collection while a snapshot is built, and none over it afterwards.
+
+    A snapshot has no cycles, but walking its hundred thousands of objects again and again took two thirds of
+    the time of building one, and each full collection stops all connections meanwhile.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
