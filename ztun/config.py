@@ -18,7 +18,7 @@ from ztun.errors import ConfigError
 from ztun.hbone.guard import GuardLimits
 from ztun.hbone.settings import TunnelSettings
 from ztun.mesh.address import AddressError, parse_host_port, parse_port
-from ztun.mesh.model import canonical_ip
+from ztun.mesh.model import HBONE_PORT, canonical_ip
 from ztun.net.dial import SocketOptions
 from ztun.net.pool import PoolLimits
 from ztun.net.tunnel import TunnelTimeouts
@@ -80,6 +80,8 @@ class ProxySettings:
     access_log: Literal["text", "json", "none"] = "text"
     open_records: bool = False
     capture: bool = False
+    hbone_port: int = HBONE_PORT
+    """Where the pods' HBONE listeners are. Peers dial 15008 all the same: something in between redirects it."""
     socks5: bool = False
     response_baggage: bool = True
     require_source: bool = False
@@ -185,6 +187,7 @@ def settings_from(
         access_log=access_log if access_log is not None else chosen_format,
         open_records=env.flag("ZTUN_ACCESS_LOG_OPEN", default=False),
         capture=env.flag("ZTUN_CAPTURE", default=False),
+        hbone_port=env.read("ZTUN_HBONE_PORT", HBONE_PORT, parse_port),
         socks5=env.flag("UNSTABLE_ENABLE_SOCKS5", default=False),
         response_baggage=env.flag("ENABLE_RESPONSE_BAGGAGE", default=True),
         require_source=env.flag("ENABLE_ORIG_SRC", default=False),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from ztun.cli import echo, outcome, version
+from ztun.cli import ask, demo, echo, outcome, proxy, version
 
 app = typer.Typer(
     name="ztun",
@@ -16,7 +16,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+demo.register(app)
+proxy.register(app)
 echo.register(app)
+ask.register(app)
 version.register(app)
 
 

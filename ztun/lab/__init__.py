@@ -1,4 +1,8 @@
 """A whole mesh on one machine, for the demo and for the tests.
 
-Reading order: ``echo`` (the server of the examples).
+Reading order: ``topology`` (one description of the mesh, made from Kubernetes documents; ``deployment`` and
+``addresses`` help it), ``fabric`` (what machines and network are made of), ``process`` and ``lab`` (the real
+programs, started, watched and stopped together), ``client`` (what a person with telnet does), ``wire`` and ``tap``
+(what can be seen between the nodes), ``check`` and ``demo`` (the mesh put to the test, and reported on). ``echo`` is
+the server of the examples. ``manifests`` are the examples themselves.
 """

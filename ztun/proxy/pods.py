@@ -11,7 +11,7 @@ from ztun.config import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, SOCKS5_PORT
 from ztun.errors import CaptureError, ConfigError, RelayError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.lookup import OWN_PORTS
-from ztun.mesh.model import HBONE_PORT, TunnelProtocol, join_host_port
+from ztun.mesh.model import TunnelProtocol, join_host_port
 from ztun.net.app_socket import AppSocket
 from ztun.net.listeners import listen
 from ztun.net.original_destination import original_destination
@@ -127,7 +127,7 @@ class Pods:
                 opened.append(
                     await listen(
                         ip,
-                        HBONE_PORT,
+                        plane.settings.hbone_port,
                         lambda _transport, local, peer: self._inbound.accept(uid, local, peer),
                         plane.settings.sockets,
                         purpose=f"HBONE to {pod.workload.namespace}/{pod.workload.name}",
