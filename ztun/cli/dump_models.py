@@ -19,7 +19,7 @@ def _values(shape: object) -> object:
 class Shape(BaseModel):
     """camelCase names, unknown fields kept."""
 
-    model_config = ConfigDict(alias_generator=to_camel, extra="allow", frozen=True)
+    model_config = ConfigDict(alias_generator=to_camel, extra="allow", frozen=True, allow_inf_nan=False)
 
 
 class Gateway(Shape):

@@ -12,6 +12,7 @@ from ztun.cli.dump_models import Certificate, Connection, Dump, Gateway, Shape
 SortKey: TypeAlias = Literal["", "age", "bytes", "idle"]
 Item: TypeAlias = Mapping[str, object]
 
+MAX_SERIAL_DIGITS = 49  # RFC 5280 section 4.1.2.2: 20 octets
 _NOT_AVAILABLE = "NA"
 _STEPS = ((86400, "d"), (3600, "h"), (60, "m"))
 
@@ -203,7 +204,8 @@ def duration(seconds: float) -> str:
 
 def _certificate_cells(certificate: Certificate, now: datetime) -> tuple[str, str, str, str]:
     serial = certificate.serial_number
-    shown = f"{int(serial):x}" if serial.isdecimal() else serial or _NOT_AVAILABLE
+    decimal = serial.isdecimal() and len(serial) <= MAX_SERIAL_DIGITS
+    shown = f"{int(serial):x}" if decimal else serial or _NOT_AVAILABLE
     begin, end = _moment(certificate.valid_from), _moment(certificate.expiration_time)
     valid = begin is not None and end is not None and begin <= now < end
     return (

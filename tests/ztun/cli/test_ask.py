@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
 from ztun.cli import ask, outcome
 from ztun.cli.admin_client import parse_dump
@@ -335,6 +337,66 @@ def test_what_is_not_a_dump_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="does not hold a config dump") as caught:
         parse_dump(text.encode("latin-1"), "somewhere")
     assert caught.value.code == "not_a_dump"
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10)
+ODD = LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(st.text(max_size=5), LEAVES, max_size=2)
+
+
+def paths(shape: object, prefix: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    if prefix:
+        yield prefix
+    parts = shape.items() if isinstance(shape, dict) else enumerate(shape) if isinstance(shape, list) else ()
+    for key, part in parts:
+        yield from paths(part, (*prefix, key))
+
+
+@st.composite
+def mutants(draw: st.DrawFn, shape: object) -> object:
+    """A copy with one to three parts left out or replaced by something else."""
+    copy = json.loads(json.dumps(shape))
+    for path in draw(st.lists(st.sampled_from(list(paths(shape))), min_size=1, max_size=3)):
+        parent = copy
+        try:
+            for key in path[:-1]:
+                parent = parent[key]
+            if draw(st.booleans()):
+                del parent[path[-1]]
+            else:
+                parent[path[-1]] = draw(ODD)
+        except (LookupError, TypeError):
+            continue  # an earlier change took this place away
+    return copy
+
+
+@settings(max_examples=300)
+@given(dump=mutants(DUMP))
+def test_any_json_is_listed_or_refused(dump: object) -> None:
+    try:
+        read = parse_dump(json.dumps(dump).encode(), "test")
+    except ConfigError as error:
+        assert error.code == "not_a_dump"
+        return
+    event("listed")
+    for listing in (
+        list_workloads(read),
+        list_services(read),
+        list_policies(read),
+        list_certificates(read, now=datetime(2026, 1, 1, tzinfo=UTC)),
+        list_connections(read),
+    ):
+        assert all(len(row) == len(listing.columns) for row in listing.rows)
+        json.dumps(listing.items)
+
+
+@pytest.mark.parametrize("serial", ["9" * 5000, "²", "-1", "ab"])
+def test_strange_serial_numbers_are_shown_as_they_are(serial: str) -> None:
+    certificate = {"serialNumber": serial, "validFrom": "yesterday", "expirationTime": ""}
+    identity = {"identity": "i", "state": "Available", "certChain": [certificate]}
+    (row,) = list_certificates(
+        parsed({"workloads": [], "certificates": [identity]}), now=datetime(2026, 1, 1, tzinfo=UTC)
+    ).rows
+    assert row == ("i", "Leaf", "Available", "false", serial, "NA", "yesterday")
 
 
 def test_the_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ztun.errors import ConfigError
 from ztun.telemetry.levels import DEBUG, ERROR, INFO, MAX_SCOPES, TRACE, WARN, Levels
@@ -42,6 +44,18 @@ def test_nonsense_is_refused_and_changes_nothing(text: str) -> None:
     with pytest.raises(ConfigError):
         levels.update(text)
     assert str(levels) == "warn"
+
+
+@given(st.text(alphabet="ab=,:. \ninfowardebug\0é", max_size=40))
+def test_any_text_is_taken_or_refused_as_a_whole(text: str) -> None:
+    levels = Levels("warn")
+    try:
+        levels.update(text)
+    except ConfigError as error:
+        assert error.hint
+        assert str(levels) == "warn"
+    else:
+        assert str(Levels(str(levels))) == str(levels)
 
 
 def test_the_number_of_scopes_is_bounded() -> None:
