@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from certs.bundle import certificates_pem, crls_pem
+from certs.directory import CaDirectory
+from certs.disk import write_file, write_key
+from certs.errors import CertError
+from certs.issuers import Change, Issuer, open_issuer
+from certs.issuers.embedded import EmbeddedIssuer
+from certs.issuers.files import FileIssuer
+from certs.request import build_request, new_key
+from certs.store import CertificateStore
+from tests.certs.conftest import Clock, workload
+
+pytestmark = pytest.mark.unit
+
+A, B = workload("a"), workload("b")
+
+
+@pytest.fixture
+def ca(tmp_path: Path, clock: Clock) -> CaDirectory:
+    directory = CaDirectory(tmp_path / "ca")
+    directory.create("cluster.local", now=clock())
+    return directory
+
+
+def write_certificate(ca: CaDirectory, directory: Path, name: str, clock: Clock) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    authority, key, identity = ca.load(), new_key(), workload(name)
+    chain = authority.sign(build_request(key, identity), identity, now=clock())
+    write_key(directory / "key.pem", key)
+    write_file(directory / "root-cert.pem", certificates_pem(authority.roots), private=False)
+    write_file(directory / "crl.pem", crls_pem(authority.crls), private=False)
+    write_file(directory / "cert-chain.pem", certificates_pem((*chain, *authority.roots)), private=False)
+
+
+@contextlib.asynccontextmanager
+async def watching(issuer: Issuer) -> AsyncIterator[asyncio.Queue[Change]]:
+    changes: asyncio.Queue[Change] = asyncio.Queue()
+    task = asyncio.create_task(issuer.watch(changes.put_nowait))
+    try:
+        yield changes
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until_heard(changes: asyncio.Queue[Change], wanted: Change, path: Path) -> None:
+    """Touch a file until the watch, which starts in its own time, has heard of it."""
+    number = 0
+    while True:
+        number += 1
+        path.write_text(str(number))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                while await changes.get() is not wanted:
+                    pass
+                return
+
+
+@pytest.mark.asyncio
+async def test_embedded_ca_signs_and_follows_its_directory(ca: CaDirectory, clock: Clock) -> None:
+    issuer = open_issuer(str(ca.path), now=clock)
+    assert isinstance(issuer, EmbeddedIssuer)
+    issued = await issuer.obtain(A)
+    assert issued.chain[0].public_key() == issued.key.public_key()
+    assert len((await issuer.trust()).roots) == 1
+    rotated = ca.rotate(now=clock())
+    assert (await issuer.trust()).roots == rotated.roots
+    assert (await issuer.obtain(A)).chain[0].issuer == rotated.certificate.subject
+    async with watching(issuer) as changes:
+        await until_heard(changes, Change.TRUST, ca.path / "probe")
+    await issuer.close()
+
+
+@pytest.mark.asyncio
+async def test_files_of_one_identity(ca: CaDirectory, clock: Clock, tmp_path: Path) -> None:
+    write_certificate(ca, tmp_path / "a", "a", clock)
+    issuer = open_issuer(str(tmp_path / "a"), now=clock)
+    assert isinstance(issuer, FileIssuer)
+    issued = await issuer.obtain(A)
+    assert len(issued.chain) == 1, "the root of the file is not sent"
+    assert issued.chain[0].public_key() == issued.key.public_key()
+    trust = await issuer.trust()
+    assert trust.roots == ca.load().roots
+    with pytest.raises(CertError) as raised:
+        await issuer.obtain(B)
+    assert raised.value.code == "files_no_such_identity"
+    assert str(A) in raised.value.hint
+    await issuer.close()
+
+
+@pytest.mark.asyncio
+async def test_files_of_several_identities(ca: CaDirectory, clock: Clock, tmp_path: Path) -> None:
+    ca.revoke(1, None, now=clock())
+    for name in ("a", "b"):
+        write_certificate(ca, tmp_path / "all" / name, name, clock)
+    issuer = open_issuer(str(tmp_path / "all"), now=clock)
+    for identity in (A, B):
+        assert (await issuer.obtain(identity)).chain
+    trust = await issuer.trust()
+    assert (len(trust.roots), len(trust.crls)) == (1, 1)
+
+
+@pytest.mark.asyncio
+async def test_files_are_followed_through_a_symlink_swap(
+    ca: CaDirectory, clock: Clock, tmp_path: Path
+) -> None:
+    """The way Kubernetes replaces a Secret volume: ..data points to another directory from now on."""
+    volume = tmp_path / "volume"
+    write_certificate(ca, volume / "..1", "a", clock)
+    (volume / "..data").symlink_to("..1")
+    for name in ("cert-chain.pem", "key.pem", "root-cert.pem"):
+        (volume / name).symlink_to(Path("..data") / name)
+    issuer = open_issuer(str(volume), now=clock)
+    first = (await issuer.obtain(A)).chain
+    async with watching(issuer) as changes:
+        await until_heard(changes, Change.CERTIFICATES, volume / "probe")
+        write_certificate(ca, volume / "..2", "a", clock)
+        (volume / "..next").symlink_to("..2")
+        while not changes.empty():
+            changes.get_nowait()
+        (volume / "..next").rename(volume / "..data")
+        while await changes.get() is not Change.CERTIFICATES:
+            pass
+    assert (await issuer.obtain(A)).chain != first
+
+
+@pytest.mark.asyncio
+async def test_store_takes_up_renewed_files_and_keeps_the_old_ones_while_new_are_broken(
+    ca: CaDirectory, clock: Clock, rng: random.Random, tmp_path: Path
+) -> None:
+    directory = tmp_path / "a"
+    write_certificate(ca, directory, "a", clock)
+    store = CertificateStore(open_issuer(str(directory), now=clock), now=clock, rng=rng)
+    first = await store.get(A)
+    store._changed(Change.CERTIFICATES)
+    (directory / "key.pem").write_bytes(b"half a key")
+    store._renew_due()
+    task = store._entries[A].task
+    assert task is not None
+    await task
+    assert store.peek(A) is first
+    write_certificate(ca, directory, "a", clock)
+    store._changed(Change.CERTIFICATES)
+    store._renew_due()
+    task = store._entries[A].task
+    assert task is not None
+    await task
+    renewed = store.peek(A)
+    assert renewed is not None
+    assert renewed.generation > first.generation
+    await store.close()
+
+
+@pytest.mark.asyncio
+async def test_unchanged_files_past_their_half_make_no_new_generation(
+    ca: CaDirectory, clock: Clock, rng: random.Random, tmp_path: Path
+) -> None:
+    write_certificate(ca, tmp_path / "a", "a", clock)
+    store = CertificateStore(open_issuer(str(tmp_path / "a"), now=clock), now=clock, rng=rng)
+    first = await store.get(A)
+    clock.advance(hours=20)
+    pauses = []
+    for _ in range(10):
+        store._renew_due()
+        task = store._entries[A].task
+        assert task is not None
+        await task
+        assert store.peek(A) is first
+        due = store._entries[A].due
+        assert due is not None
+        pauses.append((due - clock()).total_seconds())
+        clock.at = due
+    assert pauses[0] < 3
+    assert pauses[-1] > 100
+    await store.close()
+
+
+@pytest.mark.asyncio
+async def test_watch_ends_promptly_and_survives_a_directory_that_goes_away(
+    tmp_path: Path, clock: Clock
+) -> None:
+    issuer = FileIssuer(tmp_path / "missing")
+    async with watching(issuer):
+        await asyncio.sleep(0)
+    with pytest.raises(CertError) as raised:
+        await issuer.trust()
+    assert raised.value.code == "file_not_read"
+    (tmp_path / "missing").mkdir()
+    with pytest.raises(CertError) as raised:
+        await issuer.obtain(A)
+    assert raised.value.code == "files_missing"
