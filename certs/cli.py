@@ -142,9 +142,8 @@ def issue(
 def serve(
     ca: CaOption,
     listen: Annotated[
-        tuple[str, int],
-        typer.Option("--listen", parser=_address, metavar="HOST:PORT", help="Where to listen."),
-    ] = "127.0.0.1:15012",  # type: ignore[assignment]  # typer parses the default too
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")
+    ] = "127.0.0.1:15012",
     name: Annotated[
         list[str] | None,
         typer.Option("--name", metavar="HOST", help="A name or address that clients dial; may be repeated."),
@@ -161,7 +160,7 @@ def serve(
     from certs.server import CaServer, ServerSettings
     from certs.store import wall_clock
 
-    host, port = listen
+    host, port = _address(listen)
     names = name or [host]
     if any(each in ("", "0.0.0.0", "::") for each in names):
         raise typer.BadParameter("clients cannot dial that address; say with --name what they dial")
