@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -205,7 +206,7 @@ def _bind(name: str, address: Address) -> socket.socket:
             raise OSError("a port is a number up to 65535")
         return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise ConfigError(
             "telemetry_bind",
             f"the {name} server cannot listen on {join_host_port(host, port)}: {reason}",
