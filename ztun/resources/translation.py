@@ -65,6 +65,7 @@ ROUTING_KINDS: frozenset[Kind] = frozenset(
         ("networking.istio.io", "Gateway"),
         ("gateway.networking.k8s.io", "Gateway"),
         ("gateway.networking.k8s.io", "TCPRoute"),
+        ("gateway.networking.k8s.io", "TLSRoute"),
         ("gateway.networking.k8s.io", "ReferenceGrant"),
     }
 )
