@@ -1,0 +1,259 @@
+"""Files to objects: forms that are read, limits, and positions in messages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from ztun.resources.documents import Document, parse_documents, read_documents, validate
+from ztun.resources.schema import refuse
+from ztun.resources.yaml_text import MAX_DEPTH, TextError, parse_chunk, split_chunks
+
+pytestmark = pytest.mark.unit
+
+
+def parse(text: str) -> list[Document]:
+    documents, problems = parse_documents(text, file="mesh.yaml")
+    assert problems == []
+    return documents
+
+
+def complaints(text: str) -> list[str]:
+    return [str(problem) for problem in parse_documents(text, file="mesh.yaml")[1]]
+
+
+def pod(name: str = "a", extra: str = "") -> str:
+    return f"apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n{extra}"
+
+
+class TestForms:
+    def test_several_documents_comments_and_empty_ones(self) -> None:
+        text = f"# first\n---\n{pod('a')}---\n# nothing\n---\n{pod('b')}...\n---\n{pod('c')}--- # end\n"
+        assert [document.name for document in parse(text)] == ["a", "b", "c"]
+
+    def test_a_marker_inside_a_block_scalar_must_be_indented_to_be_text(self) -> None:
+        (document,) = parse(pod("a", "data:\n  script: |\n    ---\n    echo\n"))
+        assert document.data["data"]["script"] == "---\necho\n"
+
+    @pytest.mark.parametrize("list_kind", ["List", "PodList"])
+    def test_lists(self, list_kind: str) -> None:
+        items = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}} for name in "ab"]
+        if list_kind == "PodList":
+            items[0].pop("kind")
+        data = {"apiVersion": "v1", "kind": list_kind, "items": items}
+        assert [document.label for document in parse(yaml.safe_dump(data))] == [
+            "Pod default/a",
+            "Pod default/b",
+        ]
+        assert [document.label for document in parse(json.dumps(data))] == ["Pod default/a", "Pod default/b"]
+
+    def test_namespaces(self) -> None:
+        namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: n}"
+        text = f"{pod('a', '  namespace: foo')}\n---\n{pod('b')}---\n{namespace}"
+        documents, _ = parse_documents(text, file="f", namespace="bar")
+        assert [(one.namespace, one.namespace_defaulted) for one in documents] == [
+            ("foo", False),
+            ("bar", True),
+            ("", False),
+        ]
+        assert documents[2].label == "Namespace n"
+
+    def test_created_order_and_key(self) -> None:
+        text = pod("a", "  creationTimestamp: 2026-01-01T00:00:00Z\n") + "---\n" + pod("b")
+        first, second = parse(text)
+        assert (first.created, second.created) == ("2026-01-01T00:00:00Z", "")
+        assert (first.order, second.order) == (0, 1)
+        assert first.key == ("", "Pod", "default", "a")
+
+    def test_scalars_are_read_as_kubernetes_reads_them(self) -> None:
+        text = "a: 12:30\nb: 0777\nc: 2026-01-01\ne: on\nf: 0x1F\n80: x\nn: ~\no: 1.5\ns: '1'\nt: 1_000\n"
+        assert parse_chunk(text) == {
+            "a": "12:30",
+            "b": 511,
+            "c": "2026-01-01",
+            "e": True,
+            "f": 31,
+            "80": "x",
+            "n": None,
+            "o": 1.5,
+            "s": "1",
+            "t": 1000,
+        }
+
+    def test_anchors_and_merge_keys(self) -> None:
+        assert parse_chunk("a: &x {p: 1, q: 2}\nb: {<<: *x, q: 3}\n")["b"] == {"p": 1, "q": 3}
+
+
+class TestLimits:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "[" * 100_000,
+            "- " * 100_000 + "a",
+            "? " * 100_000,
+            "{a: " * 5000,
+            "\n".join(f"{' ' * depth}a:" for depth in range(3000)),
+            "[" * (MAX_DEPTH + 2) + "]" * (MAX_DEPTH + 2),
+            json.dumps({"a": 1}).replace("1", "[" * 80 + "]" * 80),
+        ],
+        ids=["flow", "sequence", "keys", "mappings", "indentation", "just above", "json"],
+    )
+    def test_nesting(self, text: str) -> None:
+        with pytest.raises(TextError):
+            parse_chunk(text)
+
+    def test_alias_expansion(self) -> None:
+        levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+        levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+        with pytest.raises(TextError, match="aliases"):
+            parse_chunk("\n".join(levels))
+
+    def test_an_alias_to_itself(self) -> None:
+        with pytest.raises(TextError):
+            parse_chunk("a: &a [*a]")
+
+    @pytest.mark.parametrize(
+        "text", ["x: !!python/object:os.system a", "x: !!binary aa", "x: !local a", "{[a]: b}", "a: 'x"]
+    )
+    def test_tags_and_bad_syntax(self, text: str) -> None:
+        with pytest.raises(TextError):
+            parse_chunk(text)
+
+
+class TestComplaints:
+    def test_a_duplicate_key(self) -> None:
+        assert complaints(pod("a", "spec:\n  nodeName: x\n  nodeName: y\n")) == [
+            "mesh.yaml:7:3: duplicate key 'nodeName' (remove one of the two)"
+        ]
+        assert "duplicate key 'a'" in complaints('{"a": 1, "a": 2}')[0]
+
+    def test_an_error_in_one_document_leaves_the_others(self) -> None:
+        documents, problems = parse_documents(f"{pod('a')}---\nx: [\n---\n{pod('b')}", file="mesh.yaml")
+        assert [document.name for document in documents] == ["a", "b"]
+        assert [(problem.code, problem.location and problem.location.line) for problem in problems] == [
+            ("YAML", 7)
+        ]
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("just text", "mesh.yaml:1:1: a Kubernetes object is expected"),
+            ("a: 1", "mesh.yaml:1:1 apiVersion: required"),
+            ("apiVersion: v1", "mesh.yaml:1:1 kind: required"),
+            ("apiVersion: v1\nkind: Pod", "mesh.yaml:1:1 Pod metadata: required"),
+            ("apiVersion: v1\nkind: Pod\nmetadata: {}", "mesh.yaml:3:1 Pod metadata.name: required"),
+            (pod("'a b'"), "mesh.yaml:4:3 Pod metadata.name: required"),
+            (pod("a/b"), "mesh.yaml:4:3 Pod metadata.name: required"),
+            (pod("1"), "mesh.yaml:4:3 Pod metadata.name: required"),
+            (pod("a", "  namespace: A"), "mesh.yaml:5:3 Pod a metadata.namespace: use lower-case"),
+        ],
+    )
+    def test_an_object_without_a_usable_name(self, text: str, expected: str) -> None:
+        (complaint,) = complaints(text)
+        assert complaint.startswith(expected)
+
+    def test_positions_in_lists_and_after_other_documents(self) -> None:
+        text = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: a}\n"
+        _, document = parse(f"{pod('x')}---\n{text}")
+        assert str(document.location) == "mesh.yaml:9:3"
+        assert str(document.locate(("metadata", "name"))) == "mesh.yaml:11:14"
+        assert str(document.locate(("metadata", "labels", "app"))) == "mesh.yaml:11:3"
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    port: int
+    name: str = ""
+
+    @field_validator("name")
+    @classmethod
+    def _no_x(cls, name: str) -> str:
+        if name == "x":
+            raise refuse("x is taken", "use y", code="TAKEN")
+        return name
+
+
+class Outer(BaseModel):
+    model_config = ConfigDict(strict=True)
+    spec: list[Inner | str]
+
+
+class TestValidate:
+    def test_a_valid_document(self) -> None:
+        (document,) = parse(pod("a", "spec:\n- port: 1\n"))
+        model, problems = validate(Outer, document)
+        assert model == Outer(spec=[Inner(port=1)])
+        assert problems == []
+
+    def test_every_problem_has_its_place(self) -> None:
+        (document,) = parse(pod("a", "spec:\n- port: x\n- prot: 1\n- port: 1\n  name: x\n"))
+        _, problems = validate(Outer, document)
+        texts = [str(problem) for problem in problems]
+        assert "mesh.yaml:6:3 Pod default/a spec[0].port: should be a valid integer" in texts
+        assert "mesh.yaml:7:3 Pod default/a spec[1].port: required" in texts
+        assert any(
+            text.startswith("mesh.yaml:7:3 Pod default/a spec[1].prot: unknown field") for text in texts
+        )
+        assert "mesh.yaml:9:3 Pod default/a spec[2].name: x is taken (use y)" in texts
+        assert [problem.code for problem in problems if problem.message == "x is taken"] == ["TAKEN"]
+
+
+class TestFiles:
+    def test_directories_links_and_what_is_skipped(self, tmp_path: Path) -> None:
+        (tmp_path / "..2026").mkdir()
+        (tmp_path / "..2026" / "a.yaml").write_text(pod("a"))
+        (tmp_path / "..data").symlink_to("..2026")
+        (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "sub" / "b.json").write_text(json.dumps(yaml.safe_load(pod("b"))))
+        (tmp_path / "notes.txt").write_text("no")
+        documents, problems = read_documents([tmp_path])
+        assert [document.name for document in documents] == ["a", "b"]
+        assert problems == []
+
+    def test_what_cannot_be_read(self, tmp_path: Path) -> None:
+        (tmp_path / "latin.yaml").write_bytes(b"a: \xe4\n")
+        (tmp_path / "good.yaml").write_text(pod("a"))
+        documents, problems = read_documents([tmp_path / "missing", tmp_path])
+        assert [document.name for document in documents] == ["a"]
+        assert [(problem.code, problem.object) for problem in problems] == [
+            ("FILE", str(tmp_path / "missing")),
+            ("FILE", str(tmp_path / "latin.yaml")),
+        ]
+
+    def test_the_later_of_two_counts(self, tmp_path: Path) -> None:
+        (tmp_path / "1.yaml").write_text(pod("a", "spec: {nodeName: x}\n") + "---\n" + pod("b"))
+        (tmp_path / "2.yaml").write_text(pod("a", "spec: {nodeName: y}\n"))
+        documents, (problem,) = read_documents([tmp_path])
+        assert [(one.name, one.order) for one in documents] == [("b", 0), ("a", 1)]
+        assert documents[1].data["spec"]["nodeName"] == "y"
+        assert (problem.code, problem.severity) == ("DUPLICATE", "warning")
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**18), 10**18) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(max_size=8), plain, min_size=1, max_size=4))
+def test_json_and_yaml_of_the_same_data_are_the_same(data: dict[str, object]) -> None:
+    assert parse_chunk(json.dumps(data)) == data
+    (chunk,) = split_chunks(yaml.safe_dump(data, sort_keys=False))
+    assert parse_chunk(chunk.text) == data
+
+
+@given(st.text(max_size=200) | st.text("-.:[]{}&*!|>'\"#% \n\tab1,?", max_size=80))
+def test_arbitrary_text_gives_documents_or_problems(text: str) -> None:
+    documents, problems = parse_documents(text, file="f")
+    for document in documents:
+        assert document.name
+    for problem in problems:
+        assert str(problem).startswith("f:")
