@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 
 import pytest
@@ -10,6 +11,7 @@ from certs.bundle import TrustBundle
 from certs.context import (
     MAX_CONTEXTS,
     TlsContexts,
+    _session,
     is_revoked,
     open_session,
     peer,
@@ -21,6 +23,7 @@ from tests.certs.handshake import (
     NOW,
     Trusting,
     certificate,
+    crafted,
     meet,
     shake,
     workload,
@@ -29,6 +32,7 @@ from tests.certs.handshake import (
 pytestmark = pytest.mark.unit
 
 AUTHORITY = create_authority(now=NOW)
+GOOD = "spiffe://cluster.local/ns/default/sa/client"
 OTHER_DOMAIN = create_authority("example.org", now=NOW)
 
 
@@ -79,15 +83,23 @@ def test_intermediates_are_sent_and_belong_to_the_verified_path(contexts: TlsCon
 
 
 def test_identity_is_not_given_out_before_the_peer_proved_its_key(contexts: TlsContexts) -> None:
+    """The certificate is judged some bytes before the signature that proves possession of its key."""
     client = open_session(contexts.client(certificate(AUTHORITY)), "client", MESH)
     server = open_session(contexts.server(certificate(AUTHORITY)), "server", MESH)
-    for side in (client, server):
-        with pytest.raises(RuntimeError):
-            peer(side)
-        with pytest.raises(SSL.WantReadError):
-            side.do_handshake()
-        with pytest.raises(RuntimeError):
-            peer(side)
+    judged_early = 0
+    for here, there in ((server, client), (client, server), (server, client)):
+        with contextlib.suppress(SSL.WantReadError):
+            there.do_handshake()
+        for byte in there.bio_read(65536):
+            here.bio_write(bytes((byte,)))
+            try:
+                here.do_handshake()
+            except SSL.WantReadError:
+                judged_early += _session(here).peer is not None
+                with pytest.raises(RuntimeError):
+                    peer(here)
+    assert judged_early > 100
+    assert peer(client).identity == peer(server).identity == workload("client")
 
 
 def test_two_mutually_distrusting_moments_do_not_exist_during_a_root_rotation() -> None:
@@ -133,12 +145,14 @@ def test_a_session_cannot_be_resumed(contexts: TlsContexts) -> None:
     first = meet((contexts, contexts), (own, server))
     session = first.client.get_session()
     assert session is not None
-    again = open_session(contexts.client(own), "client", MESH)
-    again.set_session(session)
-    refusing = open_session(contexts.server(server), "server", expecting("another"))
-    outcome = shake(again, refusing)
-    assert outcome.codes() == {"server": "peer_identity_mismatch", "client": "alert_bad_certificate"}
-    assert outcome.received == b""
+    for expectation, codes in (
+        (expecting("another"), {"server": "peer_identity_mismatch", "client": "alert_bad_certificate"}),
+        (MESH, {}),
+    ):
+        again = open_session(contexts.client(own), "client", MESH)
+        again.set_session(session)
+        outcome = shake(again, open_session(contexts.server(server), "server", expectation))
+        assert outcome.codes() == codes
 
 
 # The cache of contexts.
@@ -205,3 +219,13 @@ def test_anchor_may_be_an_intermediate_alone() -> None:
     anchor = TrustBundle(1, (intermediate.certificate,))
     contexts = TlsContexts(Trusting(anchor))
     assert meet((contexts, contexts), (certificate(intermediate), certificate(intermediate))).failures == {}
+
+
+def test_trusted_root_is_no_workload() -> None:
+    """A certificate that is itself in the bundle has a valid path of one, without any authority's signature."""
+    root = crafted(None, GOOD, ca=True)
+    contexts = TlsContexts(Trusting(TrustBundle(1, (*AUTHORITY.roots, root.chain[0]))))
+    for pair in ((root, certificate(AUTHORITY)), (certificate(AUTHORITY), root)):
+        outcome = meet((contexts, contexts), pair)
+        assert sorted(outcome.codes().values()) == ["alert_bad_certificate", "peer_chain"]
+        assert outcome.received == b""

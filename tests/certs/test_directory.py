@@ -108,6 +108,7 @@ def test_rotation_with_an_intermediate_needs_the_key_of_the_root(directory: CaDi
     (directory.path / "root-key.pem").write_bytes(kept)
     rotated = directory.rotate(now=START)
     assert len(rotated.roots) == 2
+    assert read_key(directory.path / "root-key.pem").public_key() == rotated.roots[0].public_key()
     assert len(rotated.chain) == 2
     again = directory.rotate(now=START)
     assert len(again.roots) == 3

@@ -156,6 +156,19 @@ async def test_revoked_certificate_is_no_credential(server: Running) -> None:
 
 
 @pytest.mark.asyncio
+async def test_running_server_follows_a_rotation(server: Running) -> None:
+    node = server.certificate("node")
+    async with server.serving():
+        assert await server.code("node", certificate=node) == ""
+        server.ca.rotate(now=wall_clock())
+        server.ca.retire()
+        # The client trusts the new root only; the server shows it as soon as it has heard of the change.
+        while (code := await server.code("client", token=server.token)) != "":
+            assert code == "ca_untrusted"
+        assert await server.code("node", certificate=node) in ("ca_tls", "ca_hung_up")
+
+
+@pytest.mark.asyncio
 async def test_client_refuses_a_server_that_is_not_the_ca(server: Running, tmp_path: Path) -> None:
     stranger = CaDirectory(tmp_path / "stranger")
     stranger.create("cluster.local", now=wall_clock())
