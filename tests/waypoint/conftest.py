@@ -47,7 +47,9 @@ def _waypoint(item: Mapping[str, Any] | None) -> GatewayAddress | None:
 
 
 def snapshot_of(
-    services: Sequence[Mapping[str, Any]], documents: Sequence[Document] = (), workloads: Sequence[Workload] = ()
+    services: Sequence[Mapping[str, Any]],
+    documents: Sequence[Document] = (),
+    workloads: Sequence[Workload] = (),
 ) -> Snapshot:
     """A snapshot of services in the form of the conformance cases (hostname, vips, ports, endpoints ...)."""
     found: list[Service] = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from types import MappingProxyType
 
-from waypoint.routes.findings import unresolved, weight_findings
+from waypoint.routes.findings import guessed_port, unresolved, weight_findings
 from waypoint.routes.index import RouteIndex
 from waypoint.routes.model import EffectiveRule, L4Rule, RouteTarget, VirtualService
 from waypoint.routes.outcome import Outcome
@@ -86,6 +86,7 @@ def rule_outcome(
     for target, weight in weighted:
         share = Fraction(weight, total)
         made = resolve_target(index, view, target, listener_port, share)
+        found += guessed_port(owner, rule, target, made)
         found += unresolved(index, owner, rule, target, made, view)
         first = first or made.policy
         written = target.weight if len(rule.targets) > 1 else None

@@ -117,6 +117,25 @@ _UNRESOLVED = {
 }
 
 
+def target_path(rule: L4Rule, target: RouteTarget) -> FieldPath:
+    """Where a destination stands; the rules of a Gateway API route stand elsewhere than a VirtualService's."""
+    at = rule.targets.index(target)
+    if rule.explicit_weights:
+        return ("spec", "rules", rule.index, "backendRefs", at)
+    return (*rule_path(rule), "route", at)
+
+
+def guessed_port(
+    owner: VirtualService, rule: L4Rule, target: RouteTarget, made: Destination
+) -> Iterator[Diagnostic]:
+    """IST0112 when the port of a destination is that of the connection, for want of a selector."""
+    if made.service is not None and target.port is None and len(made.service.ports) > 1:
+        ports = ", ".join(str(number) for number in sorted(made.service.ports))
+        message = f"{made.host} has several ports ({ports}) and none is selected; the dialled one is used"
+        path = target_path(rule, target)
+        yield about(owner, "IST0112", "error", path, message, "add destination.port.number")
+
+
 def unresolved(
     index: RouteIndex,
     owner: VirtualService,
@@ -125,17 +144,10 @@ def unresolved(
     made: Destination,
     view: Viewpoint,
 ) -> Iterator[Diagnostic]:
-    """DST-* when a destination cannot take its share, IST0112 when its port is a guess."""
-    section = "backendRefs" if rule.explicit_weights else "route"
-    base = ("spec", "rules", rule.index) if rule.explicit_weights else rule_path(rule)
-    path: FieldPath = (*base, section, rule.targets.index(target))
-    service = made.service
-    if service is not None and target.port is None and len(service.ports) > 1:
-        ports = ", ".join(str(number) for number in sorted(service.ports))
-        message = f"{made.host} has several ports ({ports}) and no port is selected; {made.port} is used"
-        yield about(owner, "IST0112", "error", path, message, "add destination.port.number")
+    """DST-* when a destination cannot take its share."""
     if made.usable:
         return
+    path = target_path(rule, target)
     lost = f"{round(float(made.share) * 100, 2):g} % of the connections of this rule are closed"
     messages = {
         DestinationStatus.NO_HOST: f"no service is called {made.host}: {lost}",

@@ -67,7 +67,7 @@ class GatewayTable:
         for config in index.gateways:
             chosen = "selects this gateway" if config in configs else "selects other gateways"
             self._note(1, config.label, chosen)
-        merged, self._conflicts = merge(configs)
+        merged, self.conflicts = merge(configs)
         self.listeners = {key: self._open(listener) for key, listener in merged.items()}
 
     def find(self, connection: Connection) -> Outcome:
@@ -77,7 +77,7 @@ class GatewayTable:
         if opened is None and not connection.destination_ip:
             opened = next((one for (_, number), one in self.listeners.items() if number == port), None)
         if opened is None:
-            return Outcome(Action.NO_LISTENER, diagnostics=self._conflicts)
+            return Outcome(Action.NO_LISTENER, diagnostics=self.conflicts)
         if opened.listener.kind is ListenerKind.HTTP:
             return Outcome(Action.HTTP_LAYER, diagnostics=opened.diagnostics)
         if not opened.opened:
@@ -96,7 +96,7 @@ class GatewayTable:
             self._trace.add(depth, subject, outcome)
 
     def _open(self, listener: Listener) -> OpenListener:
-        found = [*self._conflicts]
+        found = [*self.conflicts]
         chains: NameTable[_Chain] = NameTable()
         servers: NameTable[BoundServer] = NameTable()
         tcp: _Chain | None = None

@@ -43,7 +43,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One document as compiled, or the problems that prevent it."""
+    """One document as compiled, and the problems with it.
+
+    A document that cannot be read keeps the last valid version that was compiled, if there was one.
+    """
 
     document: Document
     compiled: Compiled | None
@@ -191,9 +194,17 @@ def in_order_for(namespace: str, services: Iterable[VirtualService]) -> list[Vir
 
 
 def _entry(document: Document, known: Entry | None, cluster_domain: str) -> Entry:
-    if known is not None and not known.problems and known.document.data == document.data:
-        return Entry(document, _with_document(known.compiled, document), ())
+    if known is not None and not known.problems:
+        before = known.document.data
+        if before is document.data or before == document.data:
+            return Entry(document, _with_document(known.compiled, document), ())
     made, problems = _compile(document, cluster_domain)
+    if made is None and known is not None and known.compiled is not None:
+        kept = "the last valid version stays in force"
+        problems = [
+            replace(one, hint="; ".join(part for part in (one.hint, kept) if part)) for one in problems
+        ]
+        made = known.compiled
     return Entry(document, made, tuple(problems))
 
 
