@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from certs.authority import CertificateAuthority, create_authority
 from certs.issuers import Change, Issued, Trust
@@ -34,6 +34,8 @@ from ztun.proxy.passthrough import Passthrough
 from ztun.proxy.plane import Plane
 from ztun.proxy.pods import Pods
 from ztun.telemetry.metrics import Metrics
+
+T = TypeVar("T")
 
 _meshes = itertools.count()
 APP_PORT = 9000
@@ -266,7 +268,13 @@ def _hostname(name: str) -> str:
     return name if "." in name else f"{name}.default.svc.cluster.local"
 
 
-def only(items: Iterable[Any]) -> Any:
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until a condition holds; the test's own limit ends a vain wait."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def only(items: Iterable[T]) -> T:
     """The only item."""
     (item,) = items
     return item
