@@ -4,8 +4,8 @@
 (an HTTP connection manager that ends CONNECT). One bootstrap may hold several of each.
 
 What Envoy 1.40 does with the ends of a tunnelled stream, measured: client-first half-close works. As a
-terminator it ends both directions when the application ends first (what the application sent still arrives),
-and turns a reset stream into FIN. As a client it does the same unless ``half_close`` is set.
+terminator it resets the stream when the application ends first, and what its codec had not yet sent is lost; a
+reset stream becomes FIN. As a client it does the same unless ``half_close`` is set.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class Process:
                 state = "still running" if self.running else f"ended with {self.returncode}"
                 self.stop()
                 raise ProcessError(
-                    f"{self.name} is not {what} after {seconds:.0f} s ({state}): "
+                    f"{self.name} is not {what} within {seconds:.0f} s, {state}: "
                     f"{' '.join(self.argv)}\n{self.log_tail()}"
                 )
             time.sleep(POLL_SECONDS)

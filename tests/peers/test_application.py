@@ -51,6 +51,7 @@ def test_a_changed_byte_changes_the_tally() -> None:
 def test_bulk_both_ways(address: Address) -> None:
     assert traffic.upload(address, 1, SIZE) == str(Tally.of_pattern(1, SIZE))
     assert traffic.download(address, 2, SIZE) == str(Tally.of_pattern(2, SIZE))
+    assert traffic.download_to_end(address, 3, SIZE) == str(Tally.of_pattern(3, SIZE))
 
 
 @pytest.mark.usefixtures("application")

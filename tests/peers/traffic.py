@@ -11,8 +11,9 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -93,15 +94,6 @@ def read_all(connection: socket.socket) -> bytes:
     return bytes(data)
 
 
-def receive_tally(connection: socket.socket, tally: Tally | None = None) -> Tally:
-    """Read to the end of stream and tell count and digest."""
-    tally = tally or Tally()
-    buffer = memoryview(bytearray(READ_BYTES))
-    while count := connection.recv_into(buffer):
-        tally.add(buffer[:count])
-    return tally
-
-
 def upload(address: Address, seed: int, count: int) -> str:
     """Send the pattern and half-close; returns what the application saw as ``<count> <sha256>``."""
     with dial(address) as connection:
@@ -113,27 +105,62 @@ def upload(address: Address, seed: int, count: int) -> str:
 
 
 def download(address: Address, seed: int, count: int) -> str:
-    """Receive the pattern to the end of stream; returns what arrived as ``<count> <sha256>``."""
+    """Receive the pattern, then half-close; returns what arrived until the server did so as ``<count> <sha256>``."""
+    tally = Tally()
+    with dial(address) as connection:
+        connection.sendall(f"send {seed} {count}\n".encode())
+        _receive(connection, tally, count)
+        connection.shutdown(socket.SHUT_WR)
+        _receive(connection, tally)
+    return str(tally)
+
+
+def download_to_end(address: Address, seed: int, count: int) -> str:
+    """Receive the pattern until the server, which ends first, has ended; returns ``<count> <sha256>``."""
+    tally = Tally()
     with dial(address) as connection:
         connection.sendall(f"source {seed} {count}\n".encode())
-        return str(receive_tally(connection))
+        _receive(connection, tally)
+    return str(tally)
+
+
+def _receive(connection: socket.socket, tally: Tally, until: int | None = None) -> None:
+    """Read to the end of stream, or until the tally has counted so many bytes."""
+    buffer = memoryview(bytearray(READ_BYTES))
+    while until is None or tally.count < until:
+        count = connection.recv_into(buffer)
+        if not count:
+            return
+        tally.add(buffer[:count])
 
 
 def echo(address: Address, payload: bytes) -> bytes:
     """Send, half-close while the answer is still coming, and return everything that came back."""
     with dial(address) as connection:
         connection.sendall(b"echo\n")
-        writer = threading.Thread(target=_send_and_close, args=(connection, payload))
-        writer.start()
-        try:
+        with _sending(connection, [memoryview(payload)]):
             return read_all(connection)
-        finally:
-            writer.join()
 
 
-def _send_and_close(connection: socket.socket, payload: bytes) -> None:
-    connection.sendall(payload)
-    connection.shutdown(socket.SHUT_WR)
+def exchange(connection: socket.socket, seed: int, count: int) -> str:
+    """The same with the pattern over a connection that echoes already; returns ``<count> <sha256>``."""
+    tally = Tally()
+    with _sending(connection, pattern(seed, count)):
+        _receive(connection, tally)
+    return str(tally)
+
+
+@contextmanager
+def _sending(connection: socket.socket, pieces: Iterable[memoryview]) -> Iterator[None]:
+    def send() -> None:
+        for piece in pieces:
+            connection.sendall(piece)
+        connection.shutdown(socket.SHUT_WR)
+
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(send)
+        yield
+        sent.result()
 
 
 def abort(connection: socket.socket) -> None:
