@@ -1,7 +1,8 @@
 """Who a workload is: SPIFFE identities, the certificate authority and the live certificates of a proxy.
 
-Reading order: ``spiffe`` (the name), ``authority`` and ``request`` (how a certificate is made), ``bundle``
-(whom to trust), ``issuers`` (where certificates come from), ``store`` and ``renewal`` (certificates that
-stay valid while a proxy runs), ``context`` (TLS on either side and the verification of a peer), ``server``
-and ``cli``. Nothing here imports ``ztun`` or ``waypoint``.
+Reading order: ``spiffe`` (the name), ``request`` and ``authority`` (how a certificate is made), ``directory`` and
+``disk`` (a CA on disk), ``bundle`` (whom to trust), ``peer`` (by which rules a peer is accepted), ``context`` and
+``alerts`` (TLS on either side, and what its failures mean), ``issuers`` (where certificates come from), ``workload``,
+``renewal`` and ``store`` (certificates that stay valid while a proxy runs), ``wire``, ``access``, ``endpoint`` and
+``server`` (a CA over HTTPS), ``inspection`` and ``cli``. Nothing here imports ``ztun`` or ``waypoint``.
 """

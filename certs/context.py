@@ -22,7 +22,7 @@ from OpenSSL._util import ffi, lib
 from certs.alerts import describe_failure, verification_failure
 from certs.bundle import ChainLink, TrustBundle
 from certs.peer import CertificateFacts, PeerExpectation, PeerIdentity, TlsRejection, judge_leaf, read_facts
-from certs.store import WorkloadCertificate
+from certs.workload import WorkloadCertificate
 
 MAX_CONTEXTS = 1024  # two roles of the about 250 identities a node of 250 pods has, twice over
 MAX_KNOWN_CERTIFICATES = 4096  # facts of peers' certificates, about 1 kB each
@@ -278,7 +278,10 @@ class _Verifier:
     def _current(self, store_context: Any) -> CertificateFacts | TlsRejection:
         pointer = lib.X509_STORE_CTX_get_current_cert(store_context)
         lib.X509_up_ref(pointer)
-        certificate = crypto.X509._from_raw_x509_ptr(pointer).to_cryptography()
+        try:
+            certificate = crypto.X509._from_raw_x509_ptr(pointer).to_cryptography()
+        except ValueError as error:
+            return TlsRejection("peer_chain", f"the peer's certificate cannot be read: {error}")
         facts = self._facts.get(certificate)
         if facts is None:
             facts = read_facts(certificate)

@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from certs.bundle import TrustBundle
 from certs.errors import CertError, IssuerError
-from certs.issuers.base import Change, Issued, Issuer, WorkloadKey
-from certs.peer import TlsRejection, leaf_identity, read_facts
+from certs.issuers.base import Change, Issued, Issuer
 from certs.renewal import renew_at, retry_at
 from certs.spiffe import SpiffeId
+from certs.workload import WorkloadCertificate, check_issued
+
+__all__ = ["CertificateEntry", "CertificateStore", "WorkloadCertificate", "wait_at_most", "wall_clock"]
 
 MAX_FETCHES = 8  # in flight at once; ztunnel
 MAX_BACKGROUND_FETCHES = 6  # of those, so that a connection that waits finds a place beside renewals
@@ -32,18 +33,6 @@ Wait = Callable[[asyncio.Event, float], Awaitable[None]]
 """Returns when the event is set or after so many seconds, whichever is first."""
 
 _log = structlog.get_logger("certs.store")
-
-
-@dataclass(frozen=True, slots=True)
-class WorkloadCertificate:
-    """A certificate of a local workload. ``chain`` is leaf first; ``generation`` grows with every renewal."""
-
-    identity: SpiffeId
-    chain: tuple[x509.Certificate, ...]
-    key: WorkloadKey = field(repr=False)
-    not_before: datetime
-    not_after: datetime
-    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +224,7 @@ class CertificateStore:
         try:
             async with self._slots, asyncio.timeout(FETCH_TIMEOUT_SECONDS):
                 issued = await self._issuer.obtain(identity)
-            self._check(identity, issued)
+            check_issued(identity, issued, now=self._now())
         except TimeoutError:
             late = f"the issuer did not answer within {FETCH_TIMEOUT_SECONDS:g} s"
             self._failed(identity, entry, IssuerError("ca_timeout", late))
@@ -285,39 +274,6 @@ class CertificateStore:
             retry_seconds=round((entry.due - now).total_seconds(), 1),
             valid_until=valid_until.isoformat() if valid_until is not None and valid_until > now else None,
         )
-
-    def _check(self, identity: SpiffeId, issued: Issued) -> None:
-        """Refuse what an issuer must not answer: a wrong identity, another key, a certificate out of date."""
-        if not issued.chain:
-            raise IssuerError("ca_no_certificate", "the issuer answered with no certificate")
-        leaf = issued.chain[0]
-        facts = read_facts(leaf)
-        if isinstance(facts, TlsRejection):
-            raise IssuerError("ca_bad_certificate", facts.message.replace("the peer's", "the issued"))
-        if leaf_identity(facts) != identity:
-            raise IssuerError(
-                "ca_wrong_identity",
-                f"the issued certificate does not carry exactly the identity {identity}",
-                hint=f"it has {', '.join(facts.uri_names) or 'no URI name'}",
-            )
-        try:
-            own = leaf.public_key() == issued.key.public_key()
-        except (ValueError, UnsupportedAlgorithm):
-            own = False
-        if not own:
-            raise IssuerError("ca_wrong_key", "the issued certificate is for another key")
-        if self._now() < leaf.not_valid_before_utc:
-            raise IssuerError(
-                "ca_not_yet_valid",
-                f"the issued certificate is valid from {leaf.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC",
-                hint="check the clocks of the CA and of this machine",
-            )
-        if self._now() >= leaf.not_valid_after_utc:
-            raise IssuerError(
-                "ca_expired_certificate",
-                f"the issued certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",
-                hint="renew it, and check the clock",
-            )
 
     def _state(self, identity: SpiffeId, entry: _Entry) -> str:
         if self.peek(identity) is not None:
