@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from certs.bundle import is_signed_by
 from certs.errors import AuthorityError
 from certs.request import check_request, new_key
 from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
@@ -175,7 +175,7 @@ class CertificateAuthority:
         Raises :class:`AuthorityError` when no root, or more than one, signed it directly.
         """
         kept = tuple(
-            root for root in self.roots if root == self.certificate or _signed(root, self.certificate)
+            root for root in self.roots if root == self.certificate or is_signed_by(self.certificate, root)
         )
         if len(kept) != 1:
             raise AuthorityError(
@@ -252,14 +252,6 @@ def _certify(
         name = x509.UniformResourceIdentifier(f"spiffe://{trust_domain}")
         builder = builder.add_extension(x509.SubjectAlternativeName([name]), critical=False)
     return builder.sign(signer_key, hashes.SHA256())
-
-
-def _signed(signer: x509.Certificate, certificate: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(signer)
-    except (InvalidSignature, ValueError, TypeError):
-        return False
-    return True
 
 
 def _name(role: str, trust_domain: str | None) -> x509.Name:

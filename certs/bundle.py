@@ -125,6 +125,15 @@ def crls_pem(crls: Iterable[x509.CertificateRevocationList]) -> bytes:
     return b"".join(crl.public_bytes(serialization.Encoding.PEM) for crl in crls)
 
 
+def is_signed_by(certificate: x509.Certificate, signer: x509.Certificate) -> bool:
+    """Whether ``signer`` signed ``certificate`` directly; dates and usages are not looked at."""
+    try:
+        certificate.verify_directly_issued_by(signer)
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+        return False
+    return True
+
+
 def _require_authority(root: x509.Certificate) -> None:
     try:
         is_authority = root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca

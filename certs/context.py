@@ -238,6 +238,11 @@ class _Verifier:
             number = lib.X509_STORE_CTX_get_error(store_context)
             session.rejection = session.rejection or verification_failure(number, depth)
             return 0
+        if not session.anchor_seen:
+            session.anchor_seen = True
+            # Nothing is asked of the certificate that is trusted by itself, except that it is no leaf.
+            if depth > 0:
+                return 1
         refused = self._judge(connection, session, self._current(store_context), depth)
         if refused is None:
             return 1
@@ -253,13 +258,9 @@ class _Verifier:
         facts: CertificateFacts | TlsRejection,
         depth: int,
     ) -> TlsRejection | None:
-        """Judge one certificate of a valid path; OpenSSL comes from the trusted one down to the leaf."""
+        """Judge one certificate below the trusted one; OpenSSL comes from there down to the leaf."""
         if isinstance(facts, TlsRejection):
             return facts
-        if not session.anchor_seen:
-            session.anchor_seen = True
-            if depth > 0:
-                return None
         session.path.append(facts.link)
         bundle = cast(TrustBundle, connection.get_context().get_app_data())
         if bundle.is_revoked((facts.link,)):

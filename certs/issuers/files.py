@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from certs.bundle import parse_certificates, parse_crls
+from certs.bundle import is_signed_by, parse_certificates, parse_crls
 from certs.disk import read_file, read_key
 from certs.errors import CertError, IssuerError
 from certs.issuers.base import Change, Issued, Trust
@@ -45,6 +45,7 @@ class FileIssuer:
             names = _identities(chain[0])
             if names == (str(identity),):
                 own = tuple(link for link in chain if link.subject != link.issuer or link == chain[0])
+                self._check_roots(directory, own)
                 return Issued(own, read_key(directory / KEY))
             found.extend(names)
         raise IssuerError(
@@ -77,6 +78,16 @@ class FileIssuer:
 
     async def close(self) -> None:
         """Nothing is held open."""
+
+    def _check_roots(self, directory: Path, chain: tuple[x509.Certificate, ...]) -> None:
+        """Say here that the files do not belong together; peers would only say that they do not know our CA."""
+        roots = parse_certificates(read_file(directory / ROOTS), name=str(directory / ROOTS))
+        if not any(is_signed_by(link, root) for link in chain for root in roots):
+            raise IssuerError(
+                "files_wrong_root",
+                f"no certificate in {directory / ROOTS} signed {directory / CHAIN}",
+                hint="the files may come from different CAs, or an intermediate is missing from the chain",
+            )
 
     def _directories(self) -> list[Path]:
         if holds_certificate(self._path):

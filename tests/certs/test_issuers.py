@@ -98,6 +98,19 @@ async def test_files_of_one_identity(ca: CaDirectory, clock: Clock, tmp_path: Pa
 
 
 @pytest.mark.asyncio
+async def test_files_that_do_not_belong_together_are_named(
+    ca: CaDirectory, clock: Clock, tmp_path: Path
+) -> None:
+    write_certificate(ca, tmp_path / "a", "a", clock)
+    stranger = CaDirectory(tmp_path / "stranger").create("cluster.local", now=clock())
+    write_file(tmp_path / "a" / "root-cert.pem", certificates_pem(stranger.roots), private=False)
+    issuer = open_issuer(str(tmp_path / "a"), now=clock)
+    with pytest.raises(CertError) as raised:
+        await issuer.obtain(A)
+    assert raised.value.code == "files_wrong_root"
+
+
+@pytest.mark.asyncio
 async def test_files_of_several_identities(ca: CaDirectory, clock: Clock, tmp_path: Path) -> None:
     ca.revoke(1, None, now=clock())
     for name in ("a", "b"):
