@@ -34,6 +34,21 @@ __all__ = [
 ]
 
 MAX_PROBLEMS_PER_DOCUMENT = 50  # more do not help to understand a document that is wrong throughout
+PLAIN_MESSAGES = {
+    "missing": "required",
+    "extra_forbidden": "unknown field",
+    "model_type": "should be a mapping",
+    "dict_type": "should be a mapping",
+    "list_type": "should be a list",
+    "string_type": "should be text",
+    "int_type": "should be a whole number",
+    "bool_type": "should be true or false",
+}
+"""By pydantic's error type; its own words name Python's types."""
+DEFAULT_HINTS = {
+    "extra_forbidden": "check the spelling and the indentation",
+    "string_type": "put it in quotes",
+}
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 CLUSTER_SCOPED = frozenset(
     {"Namespace", "Node", "GatewayClass", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
@@ -240,16 +255,12 @@ def _problem(document: Document, error: Any) -> Problem:
     context: dict[str, Any] = error.get("ctx", {})
     path = _existing(document.data, error["loc"], keep_missing=kind == "missing")
     message: str = error["msg"]
-    if kind == "missing":
-        message = "required"
-    elif kind == "extra_forbidden":
-        message = "unknown field"
-    elif kind == "value_error":
-        message = message.removeprefix("Value error, ")
+    if kind in PLAIN_MESSAGES:
+        message = PLAIN_MESSAGES[kind]
     else:
-        message = message.removeprefix("Input ")
+        message = message.removeprefix("Value error, ").removeprefix("Input ")
     severity = context.get("severity")
-    default_hint = "check the spelling and the indentation" if kind == "extra_forbidden" else ""
+    default_hint = DEFAULT_HINTS.get(kind, "")
     return document.problem(
         path,
         message,

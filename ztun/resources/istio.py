@@ -36,6 +36,8 @@ def check_block(text: str) -> str:
     """An IP address or network; bits of the host part are allowed, as in Istio."""
     try:
         network = ipaddress.ip_network(text, strict=False)
+        if "%" in text:
+            raise ValueError("an IPv6 zone has no meaning on another machine")
     except ValueError as error:
         raise refuse(f"{text!r} is not an IP address or network", "for example 10.0.0.0/8") from error
     if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:

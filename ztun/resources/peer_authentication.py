@@ -34,10 +34,12 @@ def closed_authentication(document: Document) -> PeerAuthentication:
     """What stands in for one that is not valid: STRICT, for what it selects or else its namespace."""
     raw = document.data.get("spec")
     labels = readable_labels(raw if isinstance(raw, dict) else {})
-    selector = WorkloadSelector(matchLabels=dict(labels)) if labels else None
-    return PeerAuthentication(
-        metadata=Metadata(), spec=PeerAuthenticationSpec(selector=selector, mtls=MutualTls(mode="STRICT"))
+    # Not validated: the labels may be what is wrong, and then they select nothing that exists.
+    selector = WorkloadSelector.model_construct(match_labels=dict(labels)) if labels else None
+    spec = PeerAuthenticationSpec.model_construct(
+        selector=selector, mtls=MutualTls(mode="STRICT"), port_level_mtls={}
     )
+    return PeerAuthentication.model_construct(metadata=Metadata(), spec=spec)
 
 
 @dataclass(frozen=True, slots=True)

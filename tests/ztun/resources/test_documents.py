@@ -195,7 +195,7 @@ class TestValidate:
         (document,) = parse(pod("a", "spec:\n- port: x\n- prot: 1\n- port: 1\n  name: x\n"))
         _, problems = validate(Outer, document)
         texts = [str(problem) for problem in problems]
-        assert "mesh.yaml:6:3 Pod default/a spec[0].port: should be a valid integer" in texts
+        assert "mesh.yaml:6:3 Pod default/a spec[0].port: should be a whole number" in texts
         assert "mesh.yaml:7:3 Pod default/a spec[1].port: required" in texts
         assert any(
             text.startswith("mesh.yaml:7:3 Pod default/a spec[1].prot: unknown field") for text in texts

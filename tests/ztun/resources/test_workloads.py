@@ -218,7 +218,7 @@ def test_entries_known_by_name_and_entries_with_a_tunnel() -> None:
     [
         (pod(ip="10.0.0.999"), "mesh.yaml:8:3 Pod ns/p status.podIP: '10.0.0.999' is not an IP address"),
         (pod(spec={"serviceAccountName": "a/b"}), "spec.serviceAccountName"),
-        (pod(labels={"version": 1}), "metadata.labels.version: should be a valid string"),  # type: ignore[dict-item]
+        (pod(labels={"version": 1}), "metadata.labels.version: should be text"),  # type: ignore[dict-item]
         (entry(address="unix:///x"), "spec.address: unix domain sockets"),
         (entry(adress="10.0.0.1"), "spec.adress: unknown field"),
         (entry(address="10.0.0.1", weight=-1), "spec.weight"),
