@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.peers import traffic
+from tests.peers.application import GREETING
 from tests.peers.link import Ground, Link
 from tests.peers.pattern import Tally, pattern
 
@@ -24,6 +26,13 @@ STREAMS_BEFORE_GOAWAY = 3
 def short_lived(ground: Ground) -> Iterator[Link]:
     """The Envoy sends GOAWAY after a few streams of each tunnel."""
     with ground.outbound(requests_per_connection=STREAMS_BEFORE_GOAWAY) as link:
+        yield link
+
+
+@pytest.fixture
+def own_outbound(ground: Ground) -> Iterator[Link]:
+    """A link of its own, for a test that ends the proxy."""
+    with ground.outbound() as link:
         yield link
 
 
@@ -113,6 +122,16 @@ def test_goaway_in_mid_transfer(short_lived: Link) -> None:
             connection.sendall(piece)
         connection.shutdown(socket.SHUT_WR)
         assert traffic.read_all(connection).decode().strip() == str(Tally.of_pattern(9, SIZE))
+
+
+def test_the_drain_on_sigterm_lets_a_transfer_complete(own_outbound: Link) -> None:
+    link = own_outbound
+    with traffic.dial(link.greet) as connection:
+        assert traffic.read_exactly(connection, len(GREETING)) == GREETING
+        link.node.signal(signal.SIGTERM)
+        link.node.wait_until(lambda: "draining" in link.node.log_tail(), "draining")
+        assert traffic.exchange(connection, 7, SIZE) == str(Tally.of_pattern(7, SIZE))
+    assert link.node.wait() == 0
 
 
 def test_no_connection_is_lost_when_tunnels_live_short(short_lived: Link) -> None:
