@@ -487,7 +487,8 @@ class TunnelConnection:
         self.closed = self.draining = True
         streams, self.streams = list(self.streams.values()), {}
         for stream in streams:
-            stream.lost(code, reason)
+            # NO_ERROR says that the connection ends in order; a stream that it takes along does not
+            stream.lost(code or ErrorCode.CONNECT_ERROR, reason)
         self.waiting.clear()
         self.owner.connection_closed(code, reason)
 

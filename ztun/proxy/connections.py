@@ -98,6 +98,15 @@ class Connections:
         if self._access_log.wants_opened:
             self._access_log.opened(self._report(connection, None))
 
+    def rerouted(self, connection: LiveConnection, labels: TrafficLabels, failure: ZtunError) -> None:
+        """The endpoint that was chosen first failed and another one took the connection: both are counted."""
+        if connection.series is not None:
+            connection.series.closed(failure.flag)
+        self._metrics.failed(failure)
+        connection.labels = labels
+        connection.series = self._series(labels)
+        connection.series.opened += 1
+
     def finished(self, connection: LiveConnection, error: ZtunError | None) -> None:
         """The end, orderly (None) or not."""
         if connection not in self._open:

@@ -115,6 +115,8 @@ class Inbound:
             metrics.tunnels_open.add("server", by=-1)
             if tunnel.failure is not None:
                 self._log.debug("tunnel ended", peer=tunnel.remote, error=tunnel.failure)
+                if not tunnel.connection.ready:
+                    self._refused(tunnel, tunnel.failure)
             return
         listener.handshakes -= 1
         failure = tunnel.failure
@@ -122,7 +124,10 @@ class Inbound:
             metrics.handshake_failures.inc("server", failure.code)
             if isinstance(failure, CertificateRevoked):
                 metrics.crl_rejections.inc("destination")
-            self._plane.connections.refused("inbound", tunnel.remote, join_host_port(*tunnel.local), failure)
+            self._refused(tunnel, failure)
+
+    def _refused(self, tunnel: InboundTunnel, failure: ZtunError) -> None:
+        self._plane.connections.refused("inbound", tunnel.remote, join_host_port(*tunnel.local), failure)
 
     def tunnel_guard(self, tunnel: InboundTunnel, abuse: Abuse, message: str) -> None:
         """A peer spent a flood budget."""

@@ -224,6 +224,9 @@ class NodeProxy:
         plane = self._plane
         bundle = plane.store.bundle
         revoked = CertificateRevoked("peer_revoked", "the peer's certificate was revoked")
+        for connection in plane.connections.peers_revoked(bundle):
+            if connection.relay is not None:
+                connection.relay.cut(revoked)
         cut = self._inbound.cut_revoked(bundle)
         for _, tunnel in list(plane.pool.tunnels()):
             if tunnel.peer is not None and bundle.is_revoked(tunnel.peer.chain):

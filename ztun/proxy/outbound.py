@@ -29,6 +29,7 @@ from ztun.telemetry.labels import TrafficLabels
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from certs.peer import PeerIdentity
     from ztun.hbone.stream import TunnelStream
     from ztun.mesh.model import Workload
     from ztun.net.app_socket import AppSocket
@@ -72,7 +73,7 @@ class Outbound:
         connection = self._live(source, source_text, original, route, started)
         plane.connections.opened(connection)
         try:
-            route, server = await self._establish(source, source_address, host, port, route)
+            route, server = await self._establish(connection, source_address, host, port, route)
         except ZtunError as error:
             plane.connections.finished(connection, error)
             _turn_away(client, answered, error)
@@ -105,36 +106,49 @@ class Outbound:
         )
 
     async def _establish(
-        self, source: Workload, source_address: tuple[str, int], host: str, port: int, route: OutboundRoute
+        self,
+        connection: LiveConnection,
+        source_address: tuple[str, int],
+        host: str,
+        port: int,
+        route: OutboundRoute,
     ) -> tuple[OutboundRoute, AppSocket | TunnelStream]:
         """Reach the next hop, or on failure another endpoint once. Raises the first failure if both fail."""
+        source = connection.local
         excluded: frozenset[str] = frozenset()
         first: ZtunError | None = None
         for attempt in range(ATTEMPTS):
             try:
-                return route, await self._connect(source, source_address, route)
+                server, peer = await self._connect(source, source_address, route)
             except ZtunError as error:
                 first = first or error
                 if attempt + 1 == ATTEMPTS or not _worth_another(error):
                     raise first from error
-                if error.code != "stream_refused" and route.destination is not None:
+                if route.destination is not None:
                     excluded |= {route.destination.uid}
                 try:
                     route = self._decide(source, source_address[0], host, port, excluded)
                 except RouteError:
-                    raise first from error
+                    if error.code != "stream_refused":
+                        raise first from error
+                    # the peer did not look at the stream: a new tunnel to the same endpoint may be luckier
+            else:
+                connection.peer = peer
+                if first is not None:
+                    self._plane.connections.rerouted(connection, _labels(source, route), first)
+                return route, server
         raise AssertionError("unreachable")
 
     async def _connect(
         self, source: Workload, source_address: tuple[str, int], route: OutboundRoute
-    ) -> AppSocket | TunnelStream:
+    ) -> tuple[AppSocket | TunnelStream, PeerIdentity | None]:
         plane = self._plane
         address = await self._resolve(route.address)
         if route.kind in (RouteKind.PASSTHROUGH, RouteKind.TCP):
             app, _ = await plane.dial_plain(
                 address, source_address[0] if _own_address(source, source_address) else None
             )
-            return app
+            return app, None
         assert route.authority is not None
         headers = connect_headers(
             route.authority,
@@ -150,8 +164,9 @@ class Outbound:
             address,
             source_address[0] if _own_address(source, source_address) else None,
         )
-        _, stream, _ = await plane.pool.open(key, headers, plane.settings.tunnel_timeouts.connect_response)
-        return stream
+        limit = plane.settings.tunnel_timeouts.connect_response
+        tunnel, stream, _ = await plane.pool.open(key, headers, limit)
+        return stream, tunnel.peer
 
     async def _resolve(self, address: tuple[str, int]) -> tuple[str, int]:
         """A workload that is known by DNS name only is resolved when it is dialled."""
@@ -172,7 +187,6 @@ class Outbound:
     def _live(
         self, source: Workload, source_text: str, original: str, route: OutboundRoute, started: float
     ) -> LiveConnection:
-        tunnelled = route.authority is not None
         return LiveConnection(
             direction="outbound",
             local=source,
@@ -181,16 +195,21 @@ class Outbound:
             actual_destination=join_host_port(*route.address),
             hbone_addr=route.authority or "",
             started=started,
-            labels=TrafficLabels(
-                "source",
-                source,
-                route.destination,
-                route.service,
-                source.identity if tunnelled else None,
-                route.destination.identity if tunnelled and route.destination is not None else None,
-                tunnelled,
-            ),
+            labels=_labels(source, route),
         )
+
+
+def _labels(source: Workload, route: OutboundRoute) -> TrafficLabels:
+    tunnelled = route.authority is not None
+    return TrafficLabels(
+        "source",
+        source,
+        route.destination,
+        route.service,
+        source.identity if tunnelled else None,
+        route.destination.identity if tunnelled and route.destination is not None else None,
+        tunnelled,
+    )
 
 
 def _own_address(source: Workload, source_address: tuple[str, int]) -> bool:

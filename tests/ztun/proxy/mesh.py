@@ -1,7 +1,7 @@
 """A mesh of two nodes in one process: real sockets, real TLS, everything of a proxy but its signal handling.
 
 Each mesh has loopback addresses of its own, so the well-known ports are free for every test. Time passes
-only where a test says so (:meth:`Node.pass_time`).
+only where a test says so (:meth:`Node.look_at_connections`).
 """
 
 from __future__ import annotations
@@ -93,13 +93,16 @@ class Node:
         """A metric as a scrape sees it, summed over the labels that are not given."""
         return sample(self.metrics, name, **labels)
 
-    def pass_time(self, seconds: float = 0.0) -> None:
-        """What the proxy does once a second, as if it were ``seconds`` later."""
+    def look_at_connections(self, seconds: float) -> None:
+        """What the proxy does with its connections once a second, as if it were ``seconds`` later."""
+        for _ in self.plane.connections.sweep(self.plane.loop.time() + seconds):
+            pass
+
+    def look_at_tunnels(self, seconds: float) -> None:
+        """What the proxy does with its tunnels once a second, as if it were ``seconds`` later."""
         now = self.plane.loop.time() + seconds
         self.plane.pool.tick(now)
         self.inbound.tick(now)
-        for _ in self.plane.connections.sweep(now):
-            pass
 
     async def take(self, snapshot: Snapshot) -> None:
         """A reload."""
