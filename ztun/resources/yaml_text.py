@@ -120,9 +120,7 @@ def _compose(text: str) -> yaml.Node:
     try:
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        message = " ".join(part for part in (error.context, error.problem) if part)
-        raise TextError(message, (mark.line if mark else 0) + 1, (mark.column if mark else 0) + 1) from error
+        raise _syntax_error(text, error) from error
     except yaml.YAMLError as error:
         raise TextError(" ".join(str(error).split()), 1, 1, hint="the file must be UTF-8 text") from error
     finally:
@@ -130,6 +128,16 @@ def _compose(text: str) -> yaml.Node:
     if node is None:
         raise TextError("the document is empty", 1, 1)
     return node
+
+
+def _syntax_error(text: str, error: yaml.MarkedYAMLError) -> TextError:
+    mark = error.problem_mark or error.context_mark
+    message = " ".join(part for part in (error.context, error.problem) if part)
+    lines = text.rstrip().split("\n")
+    if mark is None or mark.line >= len(lines):
+        # What is missing at the end is best looked for where the text ends, not on the empty line after it.
+        return TextError(message, len(lines), len(lines[-1]) + 1)
+    return TextError(message, mark.line + 1, mark.column + 1)
 
 
 def _opens_too_deep(text: str) -> bool:

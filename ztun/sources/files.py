@@ -95,10 +95,11 @@ class FileSource:
 
     async def run(self) -> None:
         """Follow the files until cancelled."""
+        directories = await asyncio.to_thread(self._directories)
         while True:
-            directories = self._directories()
+            watched = directories
             async for changes in awatch(
-                *directories,
+                *watched,
                 watch_filter=self._is_relevant,
                 debounce=round(MAX_DELAY_SECONDS * 1000),
                 step=round(SETTLE_SECONDS * 1000),
@@ -106,19 +107,22 @@ class FileSource:
                 yield_on_timeout=True,
                 recursive=False,
             ):
-                if changes or self._look() != self._signature:
-                    # In a thread, for a large mesh takes longer than a connection should wait.
-                    snapshot = await asyncio.to_thread(self._reload)
-                    if snapshot is not None:
-                        self._on_problems(list(snapshot.problems))
-                        self._on_snapshot(snapshot)
-                if self._directories() != directories:
+                # In a thread, for with many files even looking takes longer than a connection should wait.
+                snapshot = await asyncio.to_thread(self._reload, bool(changes))
+                if snapshot is not None:
+                    self._on_problems(list(snapshot.problems))
+                    self._on_snapshot(snapshot)
+                directories = await asyncio.to_thread(self._directories)
+                if directories != watched:
                     break
 
-    def _reload(self) -> Snapshot | None:
+    def _reload(self, noticed: bool) -> Snapshot | None:
         """The new state, or None when nothing of what is read has changed."""
+        signature = self._look()
+        if not noticed and signature == self._signature:
+            return None
         before = (self._problems, {path: file.text for path, file in self._files.items()})
-        self._signature = self._look()
+        self._signature = signature
         self._read()
         if before == (self._problems, {path: file.text for path, file in self._files.items()}):
             return None

@@ -137,7 +137,7 @@ class TestComplaints:
         documents, problems = parse_documents(f"{pod('a')}---\nx: [\n---\n{pod('b')}", file="mesh.yaml")
         assert [document.name for document in documents] == ["a", "b"]
         assert [(problem.code, problem.location and problem.location.line) for problem in problems] == [
-            ("YAML", 7)
+            ("YAML", 6)
         ]
 
     @pytest.mark.parametrize(

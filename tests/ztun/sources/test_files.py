@@ -1,0 +1,244 @@
+"""The file source: what a change does, what a broken one does not, and that state never goes backwards."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ztun.errors import ConfigError
+from ztun.mesh.document import Problem
+from ztun.mesh.snapshot import Snapshot
+from ztun.sources.files import FileSource
+
+pytestmark = pytest.mark.unit
+
+WAIT_SECONDS = 30.0  # how long a test waits for what must come; never how long it takes
+
+
+@pytest.fixture(autouse=True)
+def _collector() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+def service(name: str, port: int | str = 80) -> str:
+    return f"---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: {port}}}]}}\n"
+
+
+def policy(ports: str) -> str:
+    return (
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\n"
+        f"spec: {{action: DENY, rules: [{{to: [{{operation: {{ports: [{ports}]}}}}]}}]}}\n"
+    )
+
+
+def names(snapshot: Snapshot) -> str:
+    return " ".join(sorted(found.name for found in snapshot.services.values()))
+
+
+class Following:
+    """A source that runs, and what it has called back."""
+
+    def __init__(self, *paths: Path) -> None:
+        self.snapshots: asyncio.Queue[Snapshot] = asyncio.Queue()
+        self.problems: asyncio.Queue[list[Problem]] = asyncio.Queue()
+        self.source = FileSource(
+            paths,
+            on_snapshot=self.snapshots.put_nowait,
+            on_problems=self.problems.put_nowait,
+            poll_seconds=0.1,
+        )
+        self.first = self.source.load()
+
+    async def next(self) -> Snapshot:
+        async with asyncio.timeout(WAIT_SECONDS):
+            return await self.snapshots.get()
+
+    async def until(self, wanted: str) -> Snapshot:
+        """The first snapshot with exactly these services; a change in several steps may show in several."""
+        while names(snapshot := await self.next()) != wanted:
+            pass
+        return snapshot
+
+
+@asynccontextmanager
+async def following(*paths: Path) -> AsyncIterator[Following]:
+    followed = Following(*paths)
+    task = asyncio.create_task(followed.source.run())
+    try:
+        yield followed
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class TestLoad:
+    def test_files_and_directories(self, tmp_path: Path) -> None:
+        (tmp_path / "dir").mkdir()
+        (tmp_path / "dir" / "a.yaml").write_text(service("a"))
+        (tmp_path / "b.yaml").write_text(service("b"))
+        snapshot = FileSource([tmp_path / "dir", tmp_path / "b.yaml"]).load()
+        assert (names(snapshot), snapshot.generation, snapshot.problems) == ("a b", 1, ())
+
+    def test_nothing_readable_is_an_error(self, tmp_path: Path) -> None:
+        for paths in ([], [tmp_path / "missing"], [tmp_path / "missing", tmp_path / "too"]):
+            with pytest.raises(ConfigError):
+                FileSource(paths).load()
+
+    def test_an_empty_directory_is_an_empty_mesh(self, tmp_path: Path) -> None:
+        assert names(FileSource([tmp_path]).load()) == ""
+
+    def test_the_healthy_part_of_a_broken_configuration_loads(self, tmp_path: Path) -> None:
+        (tmp_path / "a.yaml").write_text(service("a") + "---\nx: [\n" + service("b"))
+        snapshot = FileSource([tmp_path, tmp_path / "missing"]).load()
+        assert names(snapshot) == "a b"
+        assert sorted(problem.code for problem in snapshot.problems) == ["FILE", "YAML"]
+
+    def test_the_namespace_of_objects_that_name_none(self, tmp_path: Path) -> None:
+        (tmp_path / "a.yaml").write_text(service("a"))
+        snapshot = FileSource([tmp_path], namespace="foo").load()
+        assert list(snapshot.services) == [("foo", "a.foo.svc.cluster.local")]
+
+    def test_a_second_load_reads_again(self, tmp_path: Path) -> None:
+        source = FileSource([tmp_path])
+        source.load()
+        (tmp_path / "a.yaml").write_text(service("a"))
+        snapshot = source.load()
+        assert (names(snapshot), snapshot.generation) == ("a", 2)
+
+    def test_loading_leaves_the_collector_as_it_was(self, tmp_path: Path) -> None:
+        FileSource([tmp_path]).load()
+        assert gc.isenabled()
+
+
+@pytest.mark.asyncio
+class TestRun:
+    async def test_a_file_that_appears_changes_and_goes(self, tmp_path: Path) -> None:
+        (tmp_path / "a.yaml").write_text(service("a"))
+        async with following(tmp_path) as followed:
+            assert names(followed.first) == "a"
+            (tmp_path / "b.yaml").write_text(service("b"))
+            second = await followed.until("a b")
+            (tmp_path / "b.yaml").write_text(service("c"))
+            await followed.until("a c")
+            (tmp_path / "b.yaml").unlink()
+            last = await followed.until("a")
+            assert followed.first.generation < second.generation < last.generation
+
+    async def test_a_single_file_that_is_replaced(self, tmp_path: Path) -> None:
+        file = tmp_path / "mesh.yaml"
+        file.write_text(service("a"))
+        async with following(file) as followed:
+            (tmp_path / "other.yaml").write_text(service("x"))
+            new = tmp_path / "mesh.yaml.new"
+            new.write_text(service("b"))
+            new.rename(file)
+            await followed.until("b")
+
+    async def test_a_directory_that_appears_below(self, tmp_path: Path) -> None:
+        async with following(tmp_path) as followed:
+            (tmp_path / "sub").mkdir()
+            (tmp_path / "sub" / "a.yaml").write_text(service("a"))
+            await followed.until("a")
+            (tmp_path / "sub" / "a.yaml").write_text(service("b"))
+            await followed.until("b")
+
+    async def test_a_path_that_comes_later(self, tmp_path: Path) -> None:
+        (tmp_path / "a.yaml").write_text(service("a"))
+        late = tmp_path / "later" / "b.yaml"
+        async with following(tmp_path / "a.yaml", late) as followed:
+            late.parent.mkdir()
+            late.write_text(service("b"))
+            await followed.until("a b")
+
+    async def test_a_mounted_config_map_is_swapped(self, tmp_path: Path) -> None:
+        for version, name in (("..1", "a"), ("..2", "b")):
+            (tmp_path / version).mkdir()
+            (tmp_path / version / "mesh.yaml").write_text(service(name))
+        (tmp_path / "..data").symlink_to("..1")
+        (tmp_path / "mesh.yaml").symlink_to("..data/mesh.yaml")
+        async with following(tmp_path) as followed:
+            assert names(followed.first) == "a"
+            (tmp_path / "..data_tmp").symlink_to("..2")
+            (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+            await followed.until("b")
+
+    async def test_a_syntax_error_keeps_the_objects_of_that_file_and_follows_the_others(
+        self, tmp_path: Path
+    ) -> None:
+        first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
+        first.write_text(service("a") + policy("'80'"))
+        second.write_text(service("b"))
+        async with following(tmp_path) as followed:
+            first.write_text(service("c") + "x: [\n")
+            broken = await followed.next()
+            assert names(broken) == "a b"
+            assert broken.policies == followed.first.policies
+            (problem,) = broken.problems
+            assert str(problem).startswith(f"{first}:6:5:")
+            assert problem.hint.endswith("all objects of this file stay as they were")
+            assert await followed.problems.get() == [problem]
+            second.write_text(service("d"))
+            await followed.until("a d")
+            first.write_text(service("c"))
+            healed = await followed.until("c d")
+            assert healed.problems == ()
+            assert not healed.policies
+
+    async def test_a_policy_that_breaks_stays_as_it_was(self, tmp_path: Path) -> None:
+        file = tmp_path / "p.yaml"
+        file.write_text(policy("'80'"))
+        async with following(file) as followed:
+            file.write_text(policy("'80', 'x'"))
+            broken = await followed.next()
+            assert broken.policies == followed.first.policies
+            assert "stays in force" in str(broken.problems[0])
+            file.write_text(policy("'81'"))
+            healed = await followed.next()
+            assert healed.policies != followed.first.policies
+            assert healed.problems == ()
+
+    async def test_an_object_that_loses_its_name_does_not_disappear(self, tmp_path: Path) -> None:
+        file = tmp_path / "p.yaml"
+        file.write_text(policy("'80'"))
+        async with following(file) as followed:
+            file.write_text(policy("'80'").replace("name: p", "nmae: p"))
+            broken = await followed.next()
+            assert broken.policies == followed.first.policies
+
+    async def test_a_file_that_cannot_be_read_any_more_keeps_its_objects(self, tmp_path: Path) -> None:
+        file = tmp_path / "a.yaml"
+        file.write_text(service("a"))
+        async with following(tmp_path) as followed:
+            file.write_bytes(b"\xff\xfe\x00")
+            broken = await followed.next()
+            assert names(broken) == "a"
+            assert [problem.code for problem in broken.problems] == ["FILE"]
+
+    async def test_a_directory_that_vanishes_keeps_its_objects(self, tmp_path: Path) -> None:
+        directory = tmp_path / "mesh"
+        directory.mkdir()
+        (directory / "a.yaml").write_text(service("a"))
+        async with following(directory) as followed:
+            directory.rename(tmp_path / "gone")
+            broken = await followed.next()
+            assert names(broken) == "a"
+            (tmp_path / "gone").rename(directory)
+            healed = await followed.next()
+            assert (names(healed), healed.problems) == ("a", ())
+
+    async def test_unchanged_content_is_no_new_state(self, tmp_path: Path) -> None:
+        file = tmp_path / "a.yaml"
+        file.write_text(service("a"))
+        async with following(tmp_path) as followed:
+            file.write_text(service("a"))
+            (tmp_path / "notes.txt").write_text("x")
+            (tmp_path / "b.yaml").write_text(service("b"))
+            # The first and only new state is that of the last change.
+            assert names(await followed.next()) == "a b"
+            assert followed.snapshots.empty()
