@@ -29,8 +29,15 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 def analyze(configuration: Configuration, *, strict: bool = False) -> list[Problem]:
     """Every finding, worst first, then by place. ``strict`` raises what ambient mode refuses to errors."""
-    report = Report()
     problems = list(configuration.problems) + list(configuration.index.problems)
+    problems += [_reuse(problem) for problem in configuration.problems if _is_reuse(problem)]
+    problems += examine(configuration).problems()
+    return in_order(_strict(problem, strict) for problem in problems)
+
+
+def examine(configuration: Configuration) -> Report:
+    """All checks, except for what could not be read."""
+    report = Report()
     for document in configuration.documents:
         check_document(document, report)
         if document.namespace_defaulted and kinds.kind_of(document) in kinds.ROUTING_KINDS:
@@ -41,8 +48,7 @@ def analyze(configuration: Configuration, *, strict: bool = False) -> list[Probl
     check_conflicts(configuration, report)
     check_protocols(configuration, report)
     check_ambient(configuration, report)
-    problems += [_reuse(problem) for problem in configuration.problems if _is_reuse(problem)]
-    return in_order(_strict(problem, strict) for problem in [*problems, *report.problems()])
+    return report
 
 
 def check_document(document: Document, report: Report) -> None:
