@@ -46,6 +46,8 @@ def parse_request(headers: Headers) -> ConnectRequest:
             method = value
         elif name == b":authority":
             authority = value
+        elif name == b":protocol":
+            raise NotConnect("extended CONNECT (RFC 8441) is not served")
         elif name == b"baggage":
             baggage.append(_text(value))
         elif name == b"forwarded":

@@ -15,7 +15,15 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Protocol
 
-from h2.events import Event, PingAckReceived, RemoteSettingsChanged, RequestReceived, ResponseReceived
+from h2.events import (
+    Event,
+    InformationalResponseReceived,
+    PingAckReceived,
+    RemoteSettingsChanged,
+    RequestReceived,
+    ResponseReceived,
+    TrailersReceived,
+)
 from h2.exceptions import DenialOfServiceError, ProtocolError
 from h2.settings import SettingCodes
 
@@ -32,13 +40,14 @@ from ztun.hbone.settings import (
 from ztun.hbone.stream import StreamOwner, TunnelStream
 from ztun.hbone.wire import (
     CLIENT_PREFACE,
-    FLAG_ACK,
+    CONTINUATION,
     GOAWAY,
     HEADER_BYTES,
     HEADERS,
     MAX_STREAM_ID,
     PING,
     PRIORITY,
+    PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
     STREAM_ID_MASK,
@@ -55,6 +64,9 @@ if TYPE_CHECKING:
 
 _MIN_CREDIT_PER_UPDATE = (
     1024  # a WINDOW_UPDATE is free for this many bytes we sent; smaller steps eat the budget
+)
+_LATE_FRAMES_PER_STREAM = (
+    4  # what may cross the end of a stream: RST_STREAM, END_STREAM, a WINDOW_UPDATE, one to spare
 )
 _PING_PAYLOAD = b"ztunping"
 _U32 = struct.Struct(">L")
@@ -127,7 +139,7 @@ class TunnelConnection:
         self.peer_max_frame = DEFAULT_MAX_FRAME_BYTES
         self.peer_stream_window = DEFAULT_WINDOW_BYTES
         self.send_window = DEFAULT_WINDOW_BYTES
-        self.recv_window = settings.connection_window
+        self.recv_window = max(settings.connection_window, DEFAULT_WINDOW_BYTES)
         self.held = 0
         self.credit_due = 0
         self.stream_credit_due = 0
@@ -136,6 +148,7 @@ class TunnelConnection:
         self._credit_threshold = settings.connection_window // 4
         self._owed = 0
         self._debt = 0
+        self._late_frames = 0
         self._slots = 0
         self._next_stream = 1
         self._highest_peer_stream = 0
@@ -148,7 +161,8 @@ class TunnelConnection:
         self._reader = FrameReader(self, server=not client)
         self._control = ControlPlane(settings, client_side=client)
         output.append(self._control.preface())
-        output.append(window_update(0, settings.connection_window - DEFAULT_WINDOW_BYTES))
+        if settings.connection_window > DEFAULT_WINDOW_BYTES:
+            output.append(window_update(0, settings.connection_window - DEFAULT_WINDOW_BYTES))
 
     # -- opening and answering streams -----------------------------------------------------------------------
 
@@ -164,8 +178,7 @@ class TunnelConnection:
         if self._next_stream > MAX_STREAM_ID:
             self.draining = True
         self.output.append(self._control.headers(stream_id, headers, end_stream=False))
-        stream = self.streams[stream_id] = TunnelStream(self, stream_id, owner)
-        return stream
+        return self._add(stream_id, owner)
 
     def respond(
         self, stream: TunnelStream, headers: Iterable[tuple[bytes, bytes]], *, end_stream: bool
@@ -174,15 +187,16 @@ class TunnelConnection:
         if stream.closed:
             return
         stream.answered = True
-        self.output.append(self._control.headers(stream.id, headers, end_stream=end_stream))
+        answer = self._control.headers(stream.id, headers, end_stream=end_stream)
         if end_stream:
             stream.local_ended = stream.end_offered = True
             # the request is refused, so what the client still sends is of no use (RFC 9113 section 8.1)
             if not stream.remote_ended:
-                self.output.append(rst_stream(stream.id, ErrorCode.NO_ERROR))
+                answer += rst_stream(stream.id, ErrorCode.NO_ERROR)
             self.close_stream(stream)
         else:
             self._control.forget(stream.id)
+        self._reply(answer)
 
     def release_slot(self) -> None:
         """A request's work has ended. Only this, not the end of the stream, frees its slot (CVE-2025-8671)."""
@@ -210,14 +224,23 @@ class TunnelConnection:
         """Count one frame against the peer's budget."""
         self.guard.count(abuse, self._now)
 
-    def count_empty_data(self, *, end_stream: bool) -> None:
-        """An empty DATA frame is work without payload, unless it ends its stream."""
-        if not end_stream:
-            self.count(Abuse.EMPTY_DATA)
+    def count_empty_data(self) -> None:
+        """A DATA frame without payload that ends no stream is work for nothing."""
+        self.count(Abuse.EMPTY_DATA)
 
-    def data_without_stream(self, stream_id: int) -> None:
-        """DATA for a stream we do not have: late if it existed, an error of the connection if it never did."""
+    def frame_without_stream(self, stream_id: int, length: int = 0) -> None:
+        """A frame for a stream we do not have: late if it existed, an error of the connection if it never did.
+
+        Every stream that ended excuses a few late frames without payload; more of them are a glitch each. Payload
+        may be late up to a whole window, in frames of any size.
+        """
         self._check_not_idle(stream_id)
+        if length:
+            return
+        if self._late_frames > 0:
+            self._late_frames -= 1
+        else:
+            self.count(Abuse.GLITCH)
 
     def control_frame(self, kind: int, flags: int, stream_id: int, frame: bytearray) -> None:
         """Handle one whole frame that is not DATA (called by the reader)."""
@@ -226,19 +249,23 @@ class TunnelConnection:
         elif kind == RST_STREAM:
             self._reset_received(stream_id, frame)
         elif kind == GOAWAY:
-            self._goaway_received(frame)
+            self._goaway_received(stream_id, frame)
         elif kind == PRIORITY:
             self.count(Abuse.GLITCH)
+        elif kind == PUSH_PROMISE:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, which nobody may send here")
         else:
-            if not flags & FLAG_ACK:
-                if kind == PING:
-                    self.count(Abuse.PING)
-                elif kind == SETTINGS:
-                    self.count(Abuse.SETTINGS)
+            # acknowledgements too: a peer can send them as fast as anything else
+            if kind == PING:
+                self.count(Abuse.PING)
+            elif kind == SETTINGS:
+                self.count(Abuse.SETTINGS)
             self._feed_control(kind, stream_id, frame)
 
     def _feed_control(self, kind: int, stream_id: int, frame: bytearray) -> None:
-        stream = self.streams.get(stream_id) if kind == HEADERS else None
+        stream = self.streams.get(stream_id) if kind in (HEADERS, CONTINUATION) else None
+        if stream is not None and stream.answered:
+            self._control.expect_late(stream_id)
         try:
             events, reply = self._control.feed(frame)
         except DenialOfServiceError as error:
@@ -254,20 +281,30 @@ class TunnelConnection:
             return
         if reply:
             self._reply(reply)
+            if kind in (HEADERS, CONTINUATION):
+                self.count(Abuse.MADE_YOU_RESET)
         for event in events:
-            self._handle(event)
+            if not self.closed:
+                self._handle(event)
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, RequestReceived):
             self._request(event)
         elif isinstance(event, ResponseReceived):
+            self._check_fields(event.headers or [])
             stream = self.streams.get(event.stream_id or 0)
             if stream is not None:
                 stream.answered = True
                 self._control.forget(stream.id)
                 if event.stream_ended is not None:
-                    stream.remote_ended = True
+                    stream.remote_ended = stream.early_end = True
                 stream.owner.stream_answered(stream, event.headers or [])
+        elif isinstance(event, InformationalResponseReceived):
+            self.count(Abuse.GLITCH)
+        elif isinstance(event, TrailersReceived):
+            stream = self.streams.get(event.stream_id or 0)
+            if stream is not None:
+                self.violate_stream(stream, ErrorCode.PROTOCOL_ERROR, "trailers behind a CONNECT request")
         elif isinstance(event, RemoteSettingsChanged):
             self._settings(event)
         elif isinstance(event, PingAckReceived):
@@ -277,23 +314,34 @@ class TunnelConnection:
         stream_id = event.stream_id or 0
         self._highest_peer_stream = max(self._highest_peer_stream, stream_id)
         headers = event.headers or []
-        if len(headers) > self.settings.max_header_fields:
-            raise GuardTripped(
-                Abuse.HEADER_LIST, f"more than {self.settings.max_header_fields} header fields"
-            )
+        self._check_fields(headers)
         if stream_id > self._accept_until or self._slots >= self.settings.max_concurrent_streams:
             self._control.forget(stream_id)
             self._reply(rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
             self.count(Abuse.REFUSED_STREAM)
             return
         self._slots += 1
-        stream = self.streams[stream_id] = TunnelStream(self, stream_id, _NOBODY)
+        stream = self._add(stream_id, _NOBODY)
         if event.stream_ended is not None:
             stream.remote_ended = stream.early_end = True
         self.owner.request_received(stream, headers)
 
+    def _check_fields(self, headers: Headers) -> None:
+        if len(headers) > self.settings.max_header_fields:
+            raise GuardTripped(
+                Abuse.HEADER_LIST, f"more than {self.settings.max_header_fields} header fields"
+            )
+
+    def _add(self, stream_id: int, owner: StreamOwner) -> TunnelStream:
+        stream = self.streams[stream_id] = TunnelStream(self, stream_id, owner)
+        # a peer may size the window of each stream with an update of its own instead of by SETTINGS
+        self.stream_credit_due = max(0, self.stream_credit_due) + _MIN_CREDIT_PER_UPDATE
+        return stream
+
     def _settings(self, event: RemoteSettingsChanged) -> None:
         changed = event.changed_settings
+        if (size := changed.get(SettingCodes.MAX_FRAME_SIZE)) is not None:
+            self.peer_max_frame = size.new_value
         if (window := changed.get(SettingCodes.INITIAL_WINDOW_SIZE)) is not None:
             delta = window.new_value - self.peer_stream_window
             self.peer_stream_window = window.new_value
@@ -303,8 +351,6 @@ class TunnelConnection:
                     raise ProtocolViolation(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS made a window too large")
             if delta > 0:
                 self._resume_waiting()
-        if (size := changed.get(SettingCodes.MAX_FRAME_SIZE)) is not None:
-            self.peer_max_frame = size.new_value
         if (streams := changed.get(SettingCodes.MAX_CONCURRENT_STREAMS)) is not None:
             self.peer_streams = streams.new_value
         elif not self.ready:
@@ -359,7 +405,8 @@ class TunnelConnection:
         for stream in list(self.waiting):
             if self.congested or self.send_window <= 0:
                 return
-            stream.try_resume()
+            if stream in self.waiting:  # what another one resumed may have ended it
+                stream.try_resume()
 
     def _window_update(self, stream_id: int, frame: bytearray) -> None:
         if len(frame) != HEADER_BYTES + 4:
@@ -369,7 +416,7 @@ class TunnelConnection:
             if increment == 0:
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "a WINDOW_UPDATE of zero")
             if self.credit_due > 0:
-                self.credit_due -= max(increment, _MIN_CREDIT_PER_UPDATE)
+                self.credit_due = _spend(self.credit_due, increment)
             else:
                 self.count(Abuse.WINDOW_UPDATE)
             self.send_window += increment
@@ -380,7 +427,7 @@ class TunnelConnection:
             self._resume_waiting()
             return
         if self.stream_credit_due > 0:
-            self.stream_credit_due -= max(increment, _MIN_CREDIT_PER_UPDATE)
+            self.stream_credit_due = _spend(self.stream_credit_due, increment)
         else:
             self.count(Abuse.WINDOW_UPDATE)
         stream = self.streams.get(stream_id)
@@ -408,32 +455,34 @@ class TunnelConnection:
 
     def reset_stream(self, stream: TunnelStream, code: int) -> None:
         """Send RST_STREAM on our own account."""
-        self._reply(rst_stream(stream.id, code))
         self.close_stream(stream)
+        self._reply(rst_stream(stream.id, code))
 
     def violate_stream(self, stream: TunnelStream, code: ErrorCode, reason: str) -> None:
         """The peer broke the rules on one stream: reset it and count that it made us do so."""
+        self._lose(stream, code, reason)
         self._reply(rst_stream(stream.id, code))
+        self.count(Abuse.MADE_YOU_RESET)
+
+    def _lose(self, stream: TunnelStream, code: int, reason: str) -> None:
         self._remove(stream)
         stream.lost(code, reason)
         self.owner.stream_closed()
-        self.count(Abuse.MADE_YOU_RESET)
 
     def _remove(self, stream: TunnelStream) -> None:
         self.streams.pop(stream.id, None)
         self._control.forget(stream.id)
+        self._late_frames += _LATE_FRAMES_PER_STREAM
 
     def _reset_received(self, stream_id: int, frame: bytearray) -> None:
         if len(frame) != HEADER_BYTES + 4:
             raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "a RST_STREAM of the wrong length")
         stream = self.streams.get(stream_id)
         if stream is None:
-            self._check_not_idle(stream_id)
+            self.frame_without_stream(stream_id)
             return
         code = _U32.unpack_from(frame, HEADER_BYTES)[0]
-        self._remove(stream)
-        stream.lost(code, f"the peer reset the stream ({error_name(code)})")
-        self.owner.stream_closed()
+        self._lose(stream, code, f"the peer reset the stream ({error_name(code)})")
         if not self.client and not stream.answered:
             self.count(Abuse.RAPID_RESET)
 
@@ -447,7 +496,10 @@ class TunnelConnection:
 
     # -- the end of the connection ---------------------------------------------------------------------------
 
-    def _goaway_received(self, frame: bytearray) -> None:
+    def _goaway_received(self, stream_id: int, frame: bytearray) -> None:
+        self.count(Abuse.GLITCH)
+        if stream_id:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"a GOAWAY on stream {stream_id}")
         if len(frame) < HEADER_BYTES + 8:
             raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "a GOAWAY that is too short")
         last = _U32.unpack_from(frame, HEADER_BYTES)[0] & STREAM_ID_MASK
@@ -456,8 +508,7 @@ class TunnelConnection:
         self.owner.goaway_received(code, bytes(frame[HEADER_BYTES + 8 :]))
         if self.client:
             for stream in [stream for stream in self.streams.values() if stream.id > last]:
-                self._remove(stream)
-                stream.lost(ErrorCode.REFUSED_STREAM, "the peer goes away and did not take the stream")
+                self._lose(stream, ErrorCode.REFUSED_STREAM, "the peer goes away and did not take the stream")
 
     def drain(self, now: float) -> None:
         """Ask the peer to open no more streams; those under way go on (RFC 9113 section 6.8)."""
@@ -474,7 +525,9 @@ class TunnelConnection:
         """Send GOAWAY and close at once; every stream is told."""
         if self.closed:
             return
-        self.output.append(goaway(self._highest_peer_stream, code, reason.encode()[:256]))
+        # RFC 9113 section 6.8: the last stream id must not rise after an earlier GOAWAY
+        last = min(self._highest_peer_stream, self._accept_until)
+        self.output.append(goaway(last, code, reason.encode()[:256]))
         self._end(code, reason)
         self.output.close()
 
@@ -519,13 +572,18 @@ class TunnelConnection:
         limit = self.settings.stall_timeout
         if not limit or self.congested:
             return
-        stalled = [stream for stream in self.waiting if now - stream.stalled_since >= limit]
+        # a stream whose windows are open only waits for its turn on a slow transport
+        stalled = [
+            stream
+            for stream in self.waiting
+            if now - stream.stalled_since >= limit and min(stream.send_window, self.send_window) <= 0
+        ]
         try:
             for stream in stalled:
+                if stream.closed:
+                    continue
+                self._lose(stream, ErrorCode.CANCEL, f"the peer granted no window for {limit:g} s")
                 self._reply(rst_stream(stream.id, ErrorCode.CANCEL))
-                self._remove(stream)
-                stream.lost(ErrorCode.CANCEL, f"the peer granted no window for {limit:g} s")
-                self.owner.stream_closed()
                 self.count(Abuse.STALLED_STREAM)
         except GuardTripped as trip:
             self._tripped(trip)
@@ -537,6 +595,8 @@ class TunnelConnection:
 
     def _reply(self, frames: bytes) -> None:
         """Send control frames; for a peer that does not read, only so many of them."""
+        if self.closed:
+            return
         self.output.append(frames)
         if self.congested:
             self._unsent_control += len(frames)
@@ -544,6 +604,11 @@ class TunnelConnection:
                 self._tripped(
                     GuardTripped(Abuse.UNSENT_CONTROL, "replies pile up for a peer that does not read")
                 )
+
+
+def _spend(due: int, increment: int) -> int:
+    # a peer may enlarge its window by far more than we sent; that must not count against its next updates
+    return max(due - max(increment, _MIN_CREDIT_PER_UPDATE), -_MIN_CREDIT_PER_UPDATE)
 
 
 class _Nobody:

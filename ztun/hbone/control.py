@@ -20,6 +20,9 @@ from ztun.hbone.settings import TunnelSettings
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 
+MAX_HEADER_TABLE_BYTES = 4096
+"""RFC 9113 section 6.5.2's default; a peer that offers more would make us remember and search all we ever sent."""
+
 
 class ControlPlane(H2Connection):
     """``h2`` with the stream limits switched off (the tunnel enforces them) and with streams it can forget."""
@@ -29,7 +32,13 @@ class ControlPlane(H2Connection):
     )
 
     def __init__(self, settings: TunnelSettings, *, client_side: bool) -> None:
-        super().__init__(H2Configuration(client_side=client_side, header_encoding=None))
+        super().__init__(
+            H2Configuration(
+                client_side=client_side,
+                header_encoding=None,
+                normalize_inbound_headers=False,  # joined cookies would hide how many fields there were
+            )
+        )
         values: dict[SettingCodes, int] = {
             SettingCodes.INITIAL_WINDOW_SIZE: settings.stream_window,
             SettingCodes.MAX_FRAME_SIZE: settings.max_frame_size,
@@ -62,6 +71,8 @@ class ControlPlane(H2Connection):
     def feed(self, data: bytes | bytearray | memoryview) -> tuple[list[Event], bytes]:
         """Take complete frames; give events and the replies they need. Raises ``h2`` ``ProtocolError``."""
         events = self.receive_data(data)
+        if self.encoder.header_table_size > MAX_HEADER_TABLE_BYTES:
+            self.encoder.header_table_size = MAX_HEADER_TABLE_BYTES
         return events, self.data_to_send()
 
     def headers(self, stream_id: int, headers: Iterable[tuple[bytes, bytes]], *, end_stream: bool) -> bytes:
@@ -72,4 +83,8 @@ class ControlPlane(H2Connection):
     def forget(self, stream_id: int) -> None:
         """Drop a stream; header blocks that still arrive for it are answered with RST_STREAM."""
         if self.streams.pop(stream_id, None) is not None:
-            self._closed_streams[stream_id] = StreamClosedBy.SEND_RST_STREAM
+            self.expect_late(stream_id)
+
+    def expect_late(self, stream_id: int) -> None:
+        """Answer header blocks for a dropped stream with RST_STREAM, however long ago it was dropped."""
+        self._closed_streams[stream_id] = StreamClosedBy.SEND_RST_STREAM

@@ -60,6 +60,7 @@ class GuardLimits:
         }
     )
     continuation_frames: int = 20  # CVE-2024-27316
+    header_block_bytes: int = 65_536  # a block costs its decoder time for every byte, whatever it decodes to
     control_frame_bytes: int = 65_536  # no legitimate control frame of HBONE comes near it
     unsent_control_bytes: int = 65_536  # CVE-2019-9512 ff.: replies that pile up for a peer that never reads
 

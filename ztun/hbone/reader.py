@@ -15,12 +15,14 @@ from ztun.hbone.wire import (
     CLIENT_PREFACE,
     CONTINUATION,
     DATA,
+    FLAG_ACK,
     FLAG_END_HEADERS,
     FLAG_END_STREAM,
     FLAG_PADDED,
     FRAME_HEADER,
     HEADER_BYTES,
     HEADERS,
+    SETTINGS,
     STREAM_ID_MASK,
     ErrorCode,
 )
@@ -44,6 +46,7 @@ class FrameReader:
     """Splits the bytes of one connection. Holds at most one control frame (``control_frame_bytes``)."""
 
     __slots__ = (
+        "_block_bytes",
         "_block_frames",
         "_block_stream",
         "_connection",
@@ -73,6 +76,7 @@ class FrameReader:
         self._stream: TunnelStream | None = None
         self._block_stream = 0
         self._block_frames = 0
+        self._block_bytes = 0
 
     def feed(self, data: memoryview) -> None:
         """Take received bytes. Raises :class:`ProtocolViolation` and :class:`GuardTripped`."""
@@ -141,7 +145,7 @@ class FrameReader:
             )
         stream = connection.streams.get(stream_id)
         if stream is None:
-            connection.data_without_stream(stream_id)
+            connection.frame_without_stream(stream_id, length)
         elif stream.remote_ended:
             connection.violate_stream(stream, ErrorCode.STREAM_CLOSED, "DATA behind END_STREAM")
             stream = None
@@ -163,9 +167,10 @@ class FrameReader:
                 )
             self._pad_length_due = True
         if length == 0:
-            connection.count_empty_data(end_stream=end_stream)
             if stream is not None and end_stream:
                 stream.end_received()
+            elif not end_stream:
+                connection.count_empty_data()
             return
         self._stream = stream
         self._end_stream = end_stream
@@ -181,6 +186,8 @@ class FrameReader:
             self._payload_left -= 1
             if self._padding > self._payload_left:
                 raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "padding longer than its DATA frame")
+            if self._padding == self._payload_left and not self._end_stream:
+                connection.count_empty_data()
             self._padding_consumed(1)
         take = min(self._payload_left, size - position)
         payload = min(take, self._payload_left - self._padding)
@@ -211,6 +218,10 @@ class FrameReader:
 
     def _start_control(self, length: int, kind: int, flags: int, stream_id: int) -> None:
         connection = self._connection
+        if not connection.ready and (kind != SETTINGS or flags & FLAG_ACK):
+            raise ProtocolViolation(
+                ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS (RFC 9113 section 3.4)"
+            )
         if self._block_stream and (kind != CONTINUATION or stream_id != self._block_stream):
             raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "a frame in the middle of a header block")
         if kind == CONTINUATION and not self._block_stream:
@@ -226,12 +237,17 @@ class FrameReader:
             raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, f"a control frame of {length} bytes")
         if kind in (HEADERS, CONTINUATION):
             self._block_frames += 1
+            self._block_bytes += length
+            if self._block_bytes > connection.guard.limits.header_block_bytes:
+                raise GuardTripped(
+                    Abuse.HEADER_LIST, f"a header block of {self._block_bytes} bytes before decoding"
+                )
             if self._block_frames > connection.guard.limits.continuation_frames:
                 raise GuardTripped(
                     Abuse.CONTINUATION, f"a header block of more than {self._block_frames - 1} frames"
                 )
             if flags & FLAG_END_HEADERS:
-                self._block_stream = self._block_frames = 0
+                self._block_stream = self._block_frames = self._block_bytes = 0
             else:
                 self._block_stream = stream_id
         self._control += FRAME_HEADER.pack(length >> 16, length & 0xFFFF, kind, flags, stream_id)

@@ -241,7 +241,6 @@ class TunnelStream:
         if self.backlog:
             return
         if self.end_offered:
-            connection.waiting.pop(self, None)
             self._send_end()
             return
         if self.room() > 0:
@@ -269,6 +268,7 @@ class TunnelStream:
 
     def _send_end(self) -> None:
         self.local_ended = True
+        self.connection.waiting.pop(self, None)
         self.connection.output.append(data_header(self.id, 0, end_stream=True))
         self._close_if_done()
 
