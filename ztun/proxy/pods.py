@@ -153,8 +153,9 @@ class Pods:
         for server in pod.servers:
             server.close()
         gone = RelayError("workload_gone", "the workload was removed from this node")
-        self._inbound.drop(uid, gone)
+        # the connections first: a tunnel that is cut takes them along, and they would not know why
         self._plane.connections.cut_where(lambda one: one.local.uid == uid, gone)
+        self._inbound.drop(uid, gone)
         self._log.info("pod no longer served", workload=f"{pod.workload.namespace}/{pod.workload.name}")
 
     def _accept_outbound(

@@ -27,6 +27,8 @@ from ztun.config import Forward, ProxySettings
 from ztun.errors import RelayError
 from ztun.mesh.model import Authorization, Service, ServicePort, TunnelProtocol, Vip, Workload
 from ztun.mesh.snapshot import Snapshot, build_snapshot
+from ztun.net.app_socket import AppSocket
+from ztun.net.listeners import listen
 from ztun.proxy.entries import open_forward
 from ztun.proxy.inbound import Inbound
 from ztun.proxy.outbound import Outbound
@@ -85,6 +87,7 @@ class Node:
     pods: Pods
     inbound: Inbound
     outbound: Outbound
+    passthrough: Passthrough
     journal: Journal
     metrics: Metrics
     servers: list[asyncio.Server]
@@ -210,9 +213,10 @@ class Mesh:
             rng=random.Random(2),
         )
         inbound, outbound = Inbound(plane), Outbound(plane)
-        pods = Pods(plane, outbound, inbound, Passthrough(plane))
+        passthrough = Passthrough(plane)
+        pods = Pods(plane, outbound, inbound, passthrough)
         await pods.reconcile(plane.snapshot)
-        return Node(plane, pods, inbound, outbound, journal, metrics, [])
+        return Node(plane, pods, inbound, outbound, passthrough, journal, metrics, [])
 
     async def apply(self) -> None:
         """Give every node the current state."""
@@ -225,6 +229,22 @@ class Mesh:
         node = self.nodes[source.node]
         forward = Forward(self.addresses.take(), 0, host, port, source.namespace, source.name)
         server = await open_forward(node.plane, node.outbound, forward)
+        node.servers.append(server)
+        ip, number = server.sockets[0].getsockname()[:2]
+        return ip, number
+
+    async def plaintext(self, node: Node, host: str, port: int) -> tuple[str, int]:
+        """A local port whose connections arrive as captured plaintext for ``host`` and ``port``."""
+        plane = node.plane
+
+        def accept(
+            transport: asyncio.Transport, local: tuple[str, int], peer: tuple[str, int]
+        ) -> asyncio.BaseProtocol:
+            client = AppSocket(plane.buffers)
+            plane.spawn(node.passthrough.serve(client, peer, (host, port)))
+            return client
+
+        server = await listen(self.addresses.take(), 0, accept, plane.settings.sockets, purpose="a test")
         node.servers.append(server)
         ip, number = server.sockets[0].getsockname()[:2]
         return ip, number
