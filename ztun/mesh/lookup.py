@@ -23,6 +23,7 @@ from ztun.mesh.model import (
     canonical_ip,
     join_host_port,
 )
+from ztun.mesh.names import candidate_names
 from ztun.mesh.snapshot import Snapshot
 
 OWN_PORTS = frozenset({15001, 15006, HBONE_PORT, 15080})
@@ -159,14 +160,15 @@ def _destination(
 def _named_destination(
     snapshot: Snapshot, source: Workload, host: str
 ) -> tuple[None, Service | None, Workload | None]:
-    name = host.lower().removesuffix(".")
-    service = snapshot.service_by_hostname(name, source.namespace)
-    if service is not None and not service.hostname.startswith("*"):
-        return None, service, None
+    for name in candidate_names(host, source.namespace, snapshot.cluster_domain):
+        service = snapshot.service_by_hostname(name, source.namespace)
+        # A wildcard says who owns the name, not where it is.
+        if service is not None and not service.hostname.startswith("*"):
+            return None, service, None
     raise RouteError(
         "unknown_hostname",
         f"no service of the mesh that {source.namespace} can see is named {host!r}",
-        hint="use the full name (NAME.NAMESPACE.svc.DOMAIN) and check exportTo",
+        hint="check the spelling, the namespace and exportTo",
     )
 
 

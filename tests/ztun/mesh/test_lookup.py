@@ -138,6 +138,12 @@ class TestServices:
         found = decide("Example.com", 80, endpoint("w", "127.0.0.2"), echo())
         assert hop(found) == (RouteKind.HBONE, "127.0.0.2:8080", ("127.0.0.2", 15008))
 
+    @pytest.mark.parametrize("name", ["echo", "echo.ns", "echo.ns.svc", "ECHO.ns.svc.cluster.local."])
+    def test_a_service_by_its_short_names(self, name: str) -> None:
+        service = dataclasses.replace(echo(), hostname="echo.ns.svc.cluster.local")
+        target = pod("w", "127.0.0.2", services={service.key: {80: 8080}})
+        assert decide(name, 80, service, target).service == service
+
     def test_an_unknown_name_is_refused(self) -> None:
         assert code_of("nobody.example", 80) == "unknown_hostname"
         assert code_of("not a name", 80) == "unknown_hostname"
