@@ -99,7 +99,7 @@ def instructions(lab: Lab) -> str:
         lines.append(f"  {command:<28} # {entry.client.label} on {entry.client.node} to {target}")
     client, service = lab.plan.clients[0], lab.plan.services[0]
     url = f"telnet://{service.hostname}:{service.ports[0]}"
-    lines += [f"  curl --socks5-hostname {client.ip}:{SOCKS5_PORT} {url}", "", "Ask the proxies:", ""]
+    lines += [f"  curl -N --socks5-hostname {client.ip}:{SOCKS5_PORT} {url}", "", "Ask the proxies:", ""]
     for node, ports in lab.ports.items():
         lines.append(f"  ztun connections --admin {LOOPBACK}:{ports.admin:<7} # {node}")
     metrics = next(iter(lab.ports.values())).metrics

@@ -111,6 +111,10 @@ class Lab:
         await self._programs[node].until(logged, "reporting the connection in its access log")
         return found[0]
 
+    def pid(self, program: str) -> int | None:
+        """The process id of a node's proxy or of an echo server (by its Deployment's name)."""
+        return self._programs[program].pid
+
     # -- changing the mesh -------------------------------------------------------------------------------------
 
     def apply(self, name: str, documents: Sequence[Mapping[str, Any]]) -> None:

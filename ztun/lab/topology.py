@@ -153,7 +153,7 @@ class _Layout:
     def _pod(self, pod: dict[str, Any]) -> PodPlan:
         metadata, spec = pod["metadata"], pod.setdefault("spec", {})
         echoes = tuple(_echoes(spec.get("containers") or []))
-        node = spec.setdefault("nodeName", self._next_node(server=bool(echoes)))
+        node = spec["nodeName"] = spec.get("nodeName") or self._next_node(server=bool(echoes))
         if node not in self._pod_ips:
             names = ", ".join(self._pod_ips)
             label = f"Pod {metadata['namespace']}/{metadata['name']}"
