@@ -1,6 +1,7 @@
 """Kubernetes and Istio documents, and what they mean for the mesh.
 
-Reading order: ``yaml_text`` (text to plain data, safely, and back to positions), ``documents`` (files to
-objects), then the kinds (``kubernetes``, ``istio``) and their ``translation`` into ``ztun.mesh``. Pydantic is
+Reading order: ``yaml_text`` (text to plain data, safely, and back to positions), ``documents`` (files to objects), the
+kinds (``schema``, ``kubernetes``, ``entries``, ``security``), what they become (``workloads``, ``services``,
+``service_entries``, ``waypoints``, ``policies``, ``peer_authentication``) and the whole (``translation``). Pydantic is
 used here and nowhere further inside.
 """

@@ -21,9 +21,15 @@ from ztun.mesh.model import (
     StringMatchKind,
 )
 from ztun.resources.drafts import DraftIndex
-from ztun.resources.istio import Mode, MutualTls, PeerAuthentication, PeerAuthenticationSpec, WorkloadSelector
 from ztun.resources.policies import readable_labels
 from ztun.resources.schema import Metadata
+from ztun.resources.security import (
+    Mode,
+    MutualTls,
+    PeerAuthentication,
+    PeerAuthenticationSpec,
+    WorkloadSelector,
+)
 from ztun.resources.settings import MeshSettings
 
 STATIC_STRICT = "istio_converted_static_strict"

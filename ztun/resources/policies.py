@@ -26,7 +26,8 @@ from ztun.mesh.model import (
     StringMatch,
     StringMatchKind,
 )
-from ztun.resources.istio import (
+from ztun.resources.schema import DRY_RUN
+from ztun.resources.security import (
     CONDITION_KEYS,
     AuthorizationPolicy,
     Operation,
@@ -36,7 +37,6 @@ from ztun.resources.istio import (
     When,
     check_port,
 )
-from ztun.resources.schema import DRY_RUN
 from ztun.resources.settings import MeshSettings
 
 HTTP_SOURCE = frozenset(

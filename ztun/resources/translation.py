@@ -25,16 +25,16 @@ from ztun.mesh.snapshot import Snapshot, build_snapshot
 from ztun.resources import kubernetes
 from ztun.resources.documents import validate
 from ztun.resources.drafts import DraftIndex, WorkloadDraft
-from ztun.resources.istio import AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry
+from ztun.resources.entries import ServiceEntry, WorkloadEntry
 from ztun.resources.peer_authentication import attach_peer_authentication, closed_authentication
 from ztun.resources.policies import closed_policy, compile_policy, selector_of
 from ztun.resources.schema import Metadata, Object
+from ztun.resources.security import AuthorizationPolicy, PeerAuthentication
+from ztun.resources.service_entries import attach_entry, entry_services
 from ztun.resources.services import (
-    attach_entry,
     attach_external_name,
     attach_pods,
     attach_slice,
-    entry_services,
     kubernetes_service,
 )
 from ztun.resources.settings import MeshSettings

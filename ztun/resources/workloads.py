@@ -11,7 +11,7 @@ from ztun.mesh.address import is_hostname
 from ztun.mesh.document import Document
 from ztun.mesh.model import Health, Locality, TunnelProtocol, Workload, WorkloadType, canonical_ip
 from ztun.resources.drafts import WorkloadDraft
-from ztun.resources.istio import EntryFields, WorkloadEntry
+from ztun.resources.entries import EntryFields, WorkloadEntry
 from ztun.resources.kubernetes import Pod
 from ztun.resources.schema import (
     DATAPLANE_MODE,
@@ -225,3 +225,30 @@ def split_address(address: str) -> tuple[tuple[str, ...], str]:
         return (canonical_ip(address),), ""
     except ValueError:
         return (), address.lower() if is_hostname(address) else ""
+
+
+def outside_workload(
+    document: Document,
+    uid: str,
+    around: Surroundings,
+    *,
+    addresses: tuple[str, ...] = (),
+    hostname: str = "",
+    health: Health = Health.HEALTHY,
+    node: str = "",
+) -> Workload:
+    """An endpoint that is no pod: no labels, no tunnel."""
+    return Workload(
+        uid=uid,
+        name=document.name,
+        namespace=document.namespace,
+        addresses=addresses,
+        trust_domain=around.settings.trust_domain,
+        network=around.settings.network,
+        node=node,
+        tunnel_protocol=TunnelProtocol.NONE,
+        hostname=hostname,
+        workload_name=document.name,
+        cluster_id=around.settings.cluster_id,
+        health=health,
+    )
