@@ -11,7 +11,7 @@ from ztun.errors import CaptureError, CertificateRevoked, ConnectError, PolicyDe
 from ztun.hbone.connect import NotConnect, parse_request, status_headers
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.authorization import Attempt, authorize
-from ztun.mesh.baggage import encode_baggage, parse_forwarded_host
+from ztun.mesh.baggage import parse_forwarded_host
 from ztun.mesh.inbound import InboundRefused, decide_inbound
 from ztun.mesh.model import canonical_ip, join_host_port
 from ztun.net.inbound import InboundTunnel
@@ -197,7 +197,7 @@ class Inbound:
             self._refuse(tunnel, stream, request, connection, RelayError("shutdown", "the proxy shuts down"))
             raise
         assert tunnel.connection is not None
-        baggage = encode_baggage(local) if plane.settings.response_baggage else ""
+        baggage = plane.baggage(local) if plane.settings.response_baggage else ""
         tunnel.connection.respond(stream, status_headers(200, baggage=baggage), end_stream=False)
         live = connection
 

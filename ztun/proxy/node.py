@@ -133,7 +133,7 @@ class NodeProxy:
         state_ready.done()
         store = self._open_store()
         await _cert(store.start())
-        self._plane = plane = Plane(settings, snapshot, store, metrics, access_log, rng=random.SystemRandom())
+        self._plane = plane = Plane(settings, snapshot, store, metrics, access_log, rng=random.Random())
         self._inbound = inbound = Inbound(plane)
         outbound = Outbound(plane)
         self._pods = pods = Pods(plane, outbound, inbound, Passthrough(plane))
@@ -164,8 +164,7 @@ class NodeProxy:
                 loop.add_signal_handler(number, self._ask_to_stop)
             if settings.capture:
                 await pods.open_captures()
-            for forward in settings.forwards:
-                forwards.append(await open_forward(plane, outbound, forward))
+            forwards.extend([await open_forward(plane, outbound, forward) for forward in settings.forwards])
             await pods.reconcile(snapshot)
             work = (store.run(), source.run(), self._tick(), self._follow())
             tasks.extend(loop.create_task(self._must_not_end(one)) for one in work)

@@ -18,7 +18,7 @@ from ztun.errors import (
 )
 from ztun.hbone.connect import connect_headers
 from ztun.hbone.wire import ErrorCode
-from ztun.mesh.baggage import encode_baggage, encode_forwarded, new_traceparent
+from ztun.mesh.baggage import encode_forwarded, new_traceparent
 from ztun.mesh.lookup import OutboundRoute, RouteKind, decide_outbound
 from ztun.mesh.model import join_host_port
 from ztun.net.pool import PoolKey
@@ -152,7 +152,7 @@ class Outbound:
         assert route.authority is not None
         headers = connect_headers(
             route.authority,
-            baggage=encode_baggage(source),
+            baggage=plane.baggage(source),
             forwarded=encode_forwarded(
                 *source_address, route.service.hostname if route.service is not None else None
             ),

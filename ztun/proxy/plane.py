@@ -11,6 +11,7 @@ from certs.errors import CertError
 from certs.peer import PeerExpectation
 from ztun.errors import IdentityError, ZtunError
 from ztun.hbone.guard import Abuse
+from ztun.mesh.baggage import encode_baggage
 from ztun.mesh.model import join_host_port
 from ztun.net.app_socket import AppSocket
 from ztun.net.buffers import LoopBuffers
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from certs.spiffe import SpiffeId
     from certs.store import CertificateStore, WorkloadCertificate
     from ztun.config import ProxySettings
+    from ztun.mesh.model import Workload
     from ztun.mesh.snapshot import Snapshot
     from ztun.telemetry.access_log import AccessLog
     from ztun.telemetry.metrics import Metrics
@@ -55,6 +57,7 @@ class Plane:
         self.connections = Connections(metrics, access_log, settings.timeouts, self.loop.time)
         self.pool = TunnelPool(self._dial, settings.pool)
         self.draining = False
+        self._baggage: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = get_logger("proxy")
@@ -62,6 +65,7 @@ class Plane:
     def replace_snapshot(self, snapshot: Snapshot) -> None:
         """A new state of the mesh: new decisions use it, open connections are judged by it."""
         self.snapshot = snapshot
+        self._baggage = {}
         self._changed.set()
         self._changed = asyncio.Event()
         closed = self.connections.judge_again(snapshot)
@@ -85,6 +89,13 @@ class Plane:
             )
 
         self.pool.retain(wanted)
+
+    def baggage(self, workload: Workload) -> str:
+        """The ``baggage`` header of a workload, written once per snapshot."""
+        text = self._baggage.get(workload.uid)
+        if text is None:
+            text = self._baggage[workload.uid] = encode_baggage(workload)
+        return text
 
     # -- tasks -----------------------------------------------------------------------------------------------
 
