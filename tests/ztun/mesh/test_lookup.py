@@ -355,3 +355,49 @@ def test_any_host_gives_a_route_or_a_route_error(host: str, port: int) -> None:
 def test_no_address_at_all_is_an_error() -> None:
     with pytest.raises(RouteError, match="no address"):
         select_address(pod("w"), None, None)
+
+
+targets = st.builds(
+    lambda number, hbone, waypoint, health, remote: endpoint(
+        f"w{number}",
+        f"127.0.1.{number}",
+        hbone=hbone,
+        waypoint=BY_HOSTNAME if waypoint else None,
+        health=health,
+        network="remote" if remote else "",
+    ),
+    st.integers(1, 9),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(Health),
+    st.booleans(),
+)
+
+
+@given(
+    st.lists(targets, max_size=5, unique_by=lambda one: one.uid),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(BalanceMode),
+    st.sampled_from(["10.10.0.1", "example.com", *(f"127.0.1.{number}" for number in range(1, 10))]),
+)
+def test_a_waypoint_is_never_passed_by_and_a_tunnel_is_never_left_out(
+    found: list[Workload], for_service: bool, exists: bool, mode: BalanceMode, host: str
+) -> None:
+    service = echo(waypoint=BY_HOSTNAME if for_service else None, load_balancing=LoadBalancing(mode))
+    present = [WAYPOINT, WAYPOINT_SERVICE] if exists else []
+    dialled = next((one for one in found if host in one.addresses and not one.network), None)
+    through_waypoint = (
+        for_service if host in ("10.10.0.1", "example.com") else bool(dialled and dialled.waypoint)
+    )
+    try:
+        route = decide(host, 80, service, *found, *present)
+    except RouteError:
+        return
+    assert (route.kind is RouteKind.WAYPOINT) is through_waypoint
+    if through_waypoint:
+        assert route.destination == WAYPOINT
+    elif route.destination is not None:
+        tunnelled = route.destination.tunnel_protocol is TunnelProtocol.HBONE
+        assert route.kind is (RouteKind.HBONE if tunnelled else RouteKind.TCP)
+        assert route.destination.identity in route.expected or not tunnelled

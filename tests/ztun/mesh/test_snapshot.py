@@ -7,6 +7,8 @@ import ipaddress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ztun.mesh.model import (
     Authorization,
@@ -219,3 +221,32 @@ class TestPolicies:
         assert state.policies_for(workload()) == ()
         assert [one.name for one in state.policies_targeting("ns", *target)] == ["attached"]
         assert state.policies_targeting("other", *target) == ()
+
+
+cidrs = st.builds(
+    lambda ip, length: ipaddress.ip_network((ip, length), strict=False),
+    st.ip_addresses(v=4, network="10.0.0.0/28") | st.ip_addresses(v=4, network="10.0.1.0/30"),
+    st.sampled_from([0, 8, 24, 28, 30, 31, 32]),
+)
+claims = st.lists(st.tuples(st.sampled_from("abc"), cidrs, st.booleans(), st.booleans()), max_size=8)
+
+
+@given(claims, st.ip_addresses(v=4, network="10.0.0.0/23").map(str), st.sampled_from(["a", "b", "x", None]))
+def test_lookup_by_vip_equals_a_search_of_all_services(
+    claimed: list[tuple[str, ipaddress.IPv4Network, bool, bool]], ip: str, client: str | None
+) -> None:
+    services = [
+        service(namespace, f"s{number}", str(cidr), canonical=canonical, visible_only_in_namespace=private)
+        for number, (namespace, cidr, canonical, private) in enumerate(claimed)
+    ]
+    covering = [
+        (found, cidr.prefixlen)
+        for found, (_, cidr, _, private) in zip(services, claimed, strict=True)
+        if ipaddress.ip_address(ip) in cidr and (not private or client in (None, found.namespace))
+    ]
+    # An exact address comes before every network; after that the ranks of ``service_by_vip``.
+    ranks = [(length == 32, found.namespace == client, length, found.canonical) for found, length in covering]
+    best = snapshot(*services).service_by_vip("", ip, client)
+    assert (best is None) is (not ranks)
+    if best is not None:
+        assert ranks[[found for found, _ in covering].index(best)] == max(ranks)
