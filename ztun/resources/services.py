@@ -123,12 +123,15 @@ def _families(spec: kubernetes.ServiceSpec) -> IpFamilies:
     return IpFamilies.IPV4_ONLY if families[0] == "IPv4" else IpFamilies.IPV6_ONLY
 
 
-def attach_pods(service: Service, spec: kubernetes.ServiceSpec, drafts: DraftIndex) -> None:
+def attach_pods(
+    document: Document, service: Service, spec: kubernetes.ServiceSpec, drafts: DraftIndex
+) -> list[Problem]:
     """Make the workloads that the selector of a Kubernetes Service finds its endpoints."""
     if not spec.selector or spec.type == "ExternalName":
-        return
+        return []
     ports = _tcp_ports(spec)
-    for draft in drafts.select(service.namespace, spec.selector):
+    selected = drafts.select(service.namespace, spec.selector)
+    for draft in selected:
         targets: dict[int, int] = {}
         for port in ports:
             target = port.target_port if port.target_port is not None else port.port
@@ -136,6 +139,20 @@ def attach_pods(service: Service, spec: kubernetes.ServiceSpec, drafts: DraftInd
             if number is not None:
                 targets[port.port] = number
         draft.services[service.key] = targets
+    return [
+        document.problem(
+            ("spec", "ports", index, "targetPort"),
+            f"no pod of the service has a container port named {port.target_port!r}",
+            hint=f"connections to port {port.port} are refused; check the names of the containers' ports",
+            code="SERVICE",
+            severity="warning",
+        )
+        for index, port in enumerate(spec.ports or [])
+        if isinstance(port.target_port, str)
+        and port in ports
+        and selected
+        and not any(port.target_port in draft.named_ports for draft in selected)
+    ]
 
 
 def attach_external_name(

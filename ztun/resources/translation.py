@@ -236,7 +236,7 @@ def _services(reading: _Reading, around: Surroundings, drafts: DraftIndex) -> It
         service, problems = kubernetes_service(document, model, around)
         reading.problems += problems
         by_key[service.key], specs[document.namespace, document.name] = service, model.spec
-        attach_pods(service, model.spec, drafts)
+        reading.problems += attach_pods(document, service, model.spec, drafts)
         reading.problems += attach_external_name(document, service, model.spec, drafts, around)
     for document, slices in reading.of(kubernetes.EndpointSlice):
         name = slices.metadata.label("kubernetes.io/service-name")

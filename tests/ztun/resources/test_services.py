@@ -98,6 +98,14 @@ class TestServices:
         }
         assert {number: port.target_port for number, port in only(state).ports.items()} == {80: 0, 90: 90}
 
+    def test_a_named_port_that_no_pod_has_is_reported(self) -> None:
+        wrong = service(selector={"app": "echo"}, ports=[{"port": 80, "targetPort": "http"}])
+        state = load(wrong, pod("a", "10.0.0.1", port=1111), clean=False)
+        assert [(one.severity, one.path) for one in state.problems] == [
+            ("warning", "spec.ports[0].targetPort")
+        ]
+        assert load(wrong).problems == ()
+
     def test_udp_ports_are_left_out(self) -> None:
         state = load(service(ports=[{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]))
         assert list(only(state).ports) == [53]
