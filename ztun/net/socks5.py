@@ -57,7 +57,10 @@ class SocksNegotiation:
         if not self._greeted:
             reply = self._greeting()
         if self._greeted and self.request is None:
-            self._request()
+            try:
+                self._request()
+            except SocksError as error:
+                raise SocksError(str(error), reply + error.reply) from None
         if self.request is None and len(self._data) > MAX_REQUEST_BYTES:
             raise SocksError("the SOCKS5 request is too long")
         return reply
