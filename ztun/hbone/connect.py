@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ztun.hbone.control import Headers
+from ztun.hbone.headers import Headers
 
 MAX_AUTHORITY_BYTES = 512  # a DNS name of 253 bytes, brackets, port and ample slack
 

@@ -3,11 +3,10 @@
 1. ``receive`` takes decrypted bytes; payload reaches the sinks of its streams before it returns.
 2. Everything to be sent is given to ``output`` in order, whoever asks for it.
 3. ``tick`` is called about once a second; it sends PING, notices a dead peer and stalled streams.
-4. Streams and both flow-control windows are kept here. ``ControlPlane`` (the ``h2`` package) sees header blocks,
-   SETTINGS and PING, and forgets a stream as soon as its CONNECT was answered; a header block after that is a
-   violation of RFC 9113 section 8.5 anyway.
-5. GOAWAY, RST_STREAM and WINDOW_UPDATE never reach ``h2``: it would refuse every frame after the first GOAWAY, and
-   streams that are under way must end in peace.
+4. Streams, their header blocks and both flow-control windows are kept here. ``ControlPlane`` (the ``h2`` package)
+   sees the preface, SETTINGS and PING.
+5. GOAWAY never reaches ``h2``: it would refuse every frame after the first one, and streams that are under way must
+   end in peace.
 """
 
 from __future__ import annotations
@@ -15,20 +14,22 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Protocol
 
-from h2.events import (
-    Event,
-    InformationalResponseReceived,
-    PingAckReceived,
-    RemoteSettingsChanged,
-    RequestReceived,
-    ResponseReceived,
-    TrailersReceived,
-)
-from h2.exceptions import DenialOfServiceError, ProtocolError
+from h2.events import Event, PingAckReceived, RemoteSettingsChanged, SettingsAcknowledged
+from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
-from ztun.hbone.control import ControlPlane, Headers
+from ztun.hbone.control import ControlPlane
 from ztun.hbone.guard import Abuse, FloodGuard, GuardLimits, GuardTripped
+from ztun.hbone.headers import (
+    HeaderBlockError,
+    HeaderDecoder,
+    HeaderListTooLarge,
+    Headers,
+    MalformedHeaders,
+    check_request,
+    check_response,
+    encode_headers,
+)
 from ztun.hbone.reader import FrameReader, ProtocolViolation
 from ztun.hbone.settings import (
     ASSUMED_PEER_STREAMS,
@@ -40,10 +41,8 @@ from ztun.hbone.settings import (
 from ztun.hbone.stream import StreamOwner, TunnelStream
 from ztun.hbone.wire import (
     CLIENT_PREFACE,
-    CONTINUATION,
     GOAWAY,
     HEADER_BYTES,
-    HEADERS,
     MAX_STREAM_ID,
     PING,
     PRIORITY,
@@ -55,6 +54,7 @@ from ztun.hbone.wire import (
     ErrorCode,
     error_name,
     goaway,
+    headers_frame,
     rst_stream,
     window_update,
 )
@@ -68,6 +68,10 @@ _MIN_CREDIT_PER_UPDATE = (
 _LATE_FRAMES_PER_STREAM = (
     4  # what may cross the end of a stream: RST_STREAM, END_STREAM, a WINDOW_UPDATE, one to spare
 )
+_SLOTS_PER_STREAM = 2
+"""A stream ends for the peer before its work has ended for us, and the peer may open the next one at once. So the
+limit that we advertise binds the streams, and this many times it binds the work behind them (CVE-2025-8671)."""
+_FIRST_FINAL_STATUS = 200
 _PING_PAYLOAD = b"ztunping"
 _U32 = struct.Struct(">L")
 
@@ -160,6 +164,10 @@ class TunnelConnection:
         self._ping_sent: float | None = None
         self._reader = FrameReader(self, server=not client)
         self._control = ControlPlane(settings, client_side=client)
+        self._headers = HeaderDecoder(
+            max_size=settings.client_header_list_size if client else settings.server_header_list_size,
+            max_fields=settings.max_header_fields,
+        )
         output.append(self._control.preface())
         if settings.connection_window > DEFAULT_WINDOW_BYTES:
             output.append(window_update(0, settings.connection_window - DEFAULT_WINDOW_BYTES))
@@ -177,7 +185,7 @@ class TunnelConnection:
         self._next_stream += 2
         if self._next_stream > MAX_STREAM_ID:
             self.draining = True
-        self.output.append(self._control.headers(stream_id, headers, end_stream=False))
+        self.output.append(headers_frame(stream_id, encode_headers(headers), end_stream=False))
         return self._add(stream_id, owner)
 
     def respond(
@@ -187,19 +195,17 @@ class TunnelConnection:
         if stream.closed:
             return
         stream.answered = True
-        answer = self._control.headers(stream.id, headers, end_stream=end_stream)
+        answer = headers_frame(stream.id, encode_headers(headers), end_stream=end_stream)
         if end_stream:
             stream.local_ended = stream.end_offered = True
             # the request is refused, so what the client still sends is of no use (RFC 9113 section 8.1)
             if not stream.remote_ended:
                 answer += rst_stream(stream.id, ErrorCode.NO_ERROR)
             self.close_stream(stream)
-        else:
-            self._control.forget(stream.id)
         self._reply(answer)
 
     def release_slot(self) -> None:
-        """A request's work has ended. Only this, not the end of the stream, frees its slot (CVE-2025-8671)."""
+        """A request's work has ended. Only this, not the end of the stream, frees its slot."""
         self._slots -= 1
 
     # -- received bytes --------------------------------------------------------------------------------------
@@ -260,77 +266,101 @@ class TunnelConnection:
                 self.count(Abuse.PING)
             elif kind == SETTINGS:
                 self.count(Abuse.SETTINGS)
-            self._feed_control(kind, stream_id, frame)
+            self._feed_control(frame)
 
-    def _feed_control(self, kind: int, stream_id: int, frame: bytearray) -> None:
-        stream = self.streams.get(stream_id) if kind in (HEADERS, CONTINUATION) else None
-        if stream is not None and stream.answered:
-            self._control.expect_late(stream_id)
+    def _feed_control(self, frame: bytearray) -> None:
         try:
             events, reply = self._control.feed(frame)
-        except DenialOfServiceError as error:
-            raise GuardTripped(Abuse.HEADER_LIST, str(error)) from error
         except ProtocolError as error:
             raise ProtocolViolation(
                 ErrorCode(error.error_code), str(error) or type(error).__name__
             ) from error
-        if stream is not None and stream.answered:
-            self.violate_stream(
-                stream, ErrorCode.PROTOCOL_ERROR, "a header block inside a tunnelled connection"
-            )
-            return
         if reply:
             self._reply(reply)
-            if kind in (HEADERS, CONTINUATION):
-                self.count(Abuse.MADE_YOU_RESET)
         for event in events:
             if not self.closed:
                 self._handle(event)
 
     def _handle(self, event: Event) -> None:
-        if isinstance(event, RequestReceived):
-            self._request(event)
-        elif isinstance(event, ResponseReceived):
-            self._check_fields(event.headers or [])
-            stream = self.streams.get(event.stream_id or 0)
-            if stream is not None:
-                stream.answered = True
-                self._control.forget(stream.id)
-                if event.stream_ended is not None:
-                    stream.remote_ended = stream.early_end = True
-                stream.owner.stream_answered(stream, event.headers or [])
-        elif isinstance(event, InformationalResponseReceived):
-            self.count(Abuse.GLITCH)
-        elif isinstance(event, TrailersReceived):
-            stream = self.streams.get(event.stream_id or 0)
-            if stream is not None:
-                self.violate_stream(stream, ErrorCode.PROTOCOL_ERROR, "trailers behind a CONNECT request")
-        elif isinstance(event, RemoteSettingsChanged):
+        if isinstance(event, RemoteSettingsChanged):
             self._settings(event)
+        elif isinstance(event, SettingsAcknowledged):
+            self._headers.table_refused()
         elif isinstance(event, PingAckReceived):
             self._ping_sent = None
 
-    def _request(self, event: RequestReceived) -> None:
-        stream_id = event.stream_id or 0
-        self._highest_peer_stream = max(self._highest_peer_stream, stream_id)
-        headers = event.headers or []
-        self._check_fields(headers)
-        if stream_id > self._accept_until or self._slots >= self.settings.max_concurrent_streams:
-            self._control.forget(stream_id)
+    def header_block(self, stream_id: int, block: bytearray, *, end_stream: bool) -> None:
+        """Handle one whole header block (called by the reader)."""
+        try:
+            headers = self._headers.decode(block)
+        except HeaderBlockError as error:
+            raise ProtocolViolation(ErrorCode.COMPRESSION_ERROR, str(error)) from error
+        except HeaderListTooLarge as error:
+            raise GuardTripped(Abuse.HEADER_LIST, str(error)) from error
+        stream = self.streams.get(stream_id)
+        if stream is not None and (stream.answered or not self.client):
+            self.violate_stream(
+                stream, ErrorCode.PROTOCOL_ERROR, "a header block inside a tunnelled connection"
+            )
+        elif self.client:
+            self._response(stream_id, stream, headers, end_stream=end_stream)
+        else:
+            self._request(stream_id, headers, end_stream=end_stream)
+
+    def _response(
+        self, stream_id: int, stream: TunnelStream | None, headers: Headers, *, end_stream: bool
+    ) -> None:
+        if stream is None:
+            self.frame_without_stream(stream_id)
+            return
+        try:
+            status = check_response(headers)
+        except MalformedHeaders as error:
+            self.violate_stream(stream, ErrorCode.PROTOCOL_ERROR, f"a malformed response: {error}")
+            return
+        if status < _FIRST_FINAL_STATUS:
+            if end_stream:
+                self.violate_stream(
+                    stream, ErrorCode.PROTOCOL_ERROR, "an interim response that ends its stream"
+                )
+            else:
+                self.count(Abuse.GLITCH)
+            return
+        stream.answered = True
+        if end_stream:
+            stream.remote_ended = stream.early_end = True
+        stream.owner.stream_answered(stream, headers)
+
+    def _request(self, stream_id: int, headers: Headers, *, end_stream: bool) -> None:
+        if not stream_id & 1:
+            raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, f"a request on stream {stream_id}")
+        if stream_id <= self._highest_peer_stream:
+            self.frame_without_stream(stream_id)
+            self._reply(rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
+            self.count(Abuse.MADE_YOU_RESET)
+            return
+        self._highest_peer_stream = stream_id
+        try:
+            check_request(headers)
+        except MalformedHeaders:
+            self._late_frames += _LATE_FRAMES_PER_STREAM
+            self._reply(rst_stream(stream_id, ErrorCode.PROTOCOL_ERROR))
+            self.count(Abuse.MADE_YOU_RESET)
+            return
+        most = self.settings.max_concurrent_streams
+        if (
+            stream_id > self._accept_until
+            or len(self.streams) >= most
+            or self._slots >= most * _SLOTS_PER_STREAM
+        ):
             self._reply(rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
             self.count(Abuse.REFUSED_STREAM)
             return
         self._slots += 1
         stream = self._add(stream_id, _NOBODY)
-        if event.stream_ended is not None:
+        if end_stream:
             stream.remote_ended = stream.early_end = True
         self.owner.request_received(stream, headers)
-
-    def _check_fields(self, headers: Headers) -> None:
-        if len(headers) > self.settings.max_header_fields:
-            raise GuardTripped(
-                Abuse.HEADER_LIST, f"more than {self.settings.max_header_fields} header fields"
-            )
 
     def _add(self, stream_id: int, owner: StreamOwner) -> TunnelStream:
         stream = self.streams[stream_id] = TunnelStream(self, stream_id, owner)
@@ -471,7 +501,6 @@ class TunnelConnection:
 
     def _remove(self, stream: TunnelStream) -> None:
         self.streams.pop(stream.id, None)
-        self._control.forget(stream.id)
         self._late_frames += _LATE_FRAMES_PER_STREAM
 
     def _reset_received(self, stream_id: int, frame: bytearray) -> None:

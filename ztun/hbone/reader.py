@@ -19,6 +19,7 @@ from ztun.hbone.wire import (
     FLAG_END_HEADERS,
     FLAG_END_STREAM,
     FLAG_PADDED,
+    FLAG_PRIORITY,
     FRAME_HEADER,
     HEADER_BYTES,
     HEADERS,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ztun.hbone.connection import TunnelConnection
     from ztun.hbone.stream import TunnelStream
 
+_PRIORITY_BYTES = 5  # stream dependency and weight, ignored as RFC 9113 section 5.3 allows
 _KNOWN_TYPES = frozenset(range(CONTINUATION + 1))
 
 
@@ -46,7 +48,9 @@ class FrameReader:
     """Splits the bytes of one connection. Holds at most one control frame (``control_frame_bytes``)."""
 
     __slots__ = (
+        "_block",
         "_block_bytes",
+        "_block_ends_stream",
         "_block_frames",
         "_block_stream",
         "_connection",
@@ -77,6 +81,8 @@ class FrameReader:
         self._block_stream = 0
         self._block_frames = 0
         self._block_bytes = 0
+        self._block = bytearray()
+        self._block_ends_stream = False
 
     def feed(self, data: memoryview) -> None:
         """Take received bytes. Raises :class:`ProtocolViolation` and :class:`GuardTripped`."""
@@ -258,4 +264,29 @@ class FrameReader:
     def _control_complete(self) -> None:
         frame, self._control = self._control, bytearray()
         _, _, kind, flags, stream_id = FRAME_HEADER.unpack_from(frame)
-        self._connection.control_frame(kind, flags, stream_id, frame)
+        if kind not in (HEADERS, CONTINUATION):
+            self._connection.control_frame(kind, flags, stream_id, frame)
+            return
+        if kind == HEADERS:
+            self._block_ends_stream = bool(flags & FLAG_END_STREAM)
+            self._block += _fragment(frame, flags)
+        else:
+            self._block += frame[HEADER_BYTES:]
+        if flags & FLAG_END_HEADERS:
+            block, self._block = self._block, bytearray()
+            self._connection.header_block(stream_id, block, end_stream=self._block_ends_stream)
+
+
+def _fragment(frame: bytearray, flags: int) -> bytearray:
+    """The part of a HEADERS frame that belongs to its block (RFC 9113 section 6.2)."""
+    start, end = HEADER_BYTES, len(frame)
+    if flags & FLAG_PADDED:
+        if start == end:
+            raise ProtocolViolation(ErrorCode.FRAME_SIZE_ERROR, "a padded HEADERS frame without a pad length")
+        end -= frame[start]
+        start += 1
+    if flags & FLAG_PRIORITY:
+        start += _PRIORITY_BYTES
+    if start > end:
+        raise ProtocolViolation(ErrorCode.PROTOCOL_ERROR, "padding or priority longer than its HEADERS frame")
+    return frame[start:end]

@@ -13,7 +13,7 @@ from ztun.hbone.wire import FRAME_HEADER, HEADER_BYTES, ErrorCode, data_header
 
 if TYPE_CHECKING:
     from ztun.hbone.connection import TunnelConnection
-    from ztun.hbone.control import Headers
+    from ztun.hbone.headers import Headers
 
 HEADROOM_BYTES = HEADER_BYTES
 """Bytes that a source leaves free in front of a payload, so that the frame header needs no second copy."""

@@ -32,6 +32,7 @@ FLAG_END_STREAM = 0x1
 FLAG_ACK = 0x1
 FLAG_END_HEADERS = 0x4
 FLAG_PADDED = 0x8
+FLAG_PRIORITY = 0x20
 
 
 class ErrorCode(IntEnum):
@@ -66,6 +67,12 @@ def data_header(stream_id: int, length: int, *, end_stream: bool = False) -> byt
     return FRAME_HEADER.pack(
         length >> 16, length & 0xFFFF, DATA, FLAG_END_STREAM if end_stream else 0, stream_id
     )
+
+
+def headers_frame(stream_id: int, block: bytes, *, end_stream: bool) -> bytes:
+    """A HEADERS frame with a whole block, which must fit into a frame of 16,384 bytes (any peer takes that)."""
+    flags = FLAG_END_HEADERS | FLAG_END_STREAM if end_stream else FLAG_END_HEADERS
+    return FRAME_HEADER.pack(len(block) >> 16, len(block) & 0xFFFF, HEADERS, flags, stream_id) + block
 
 
 def window_update(stream_id: int, increment: int) -> bytes:

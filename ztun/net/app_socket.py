@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
@@ -214,10 +215,8 @@ class AppSocket(asyncio.BufferedProtocol):
             transport.close()
             return
         sock: socket.socket = transport.get_extra_info("socket")
-        try:
+        with contextlib.suppress(OSError):  # already disconnected
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-        except OSError:
-            pass  # already disconnected
         transport.abort()
 
     def _lose(self, error: OSError) -> None:

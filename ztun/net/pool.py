@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from certs.spiffe import SpiffeId
-    from ztun.hbone.control import Headers
+    from ztun.hbone.headers import Headers
     from ztun.hbone.stream import TunnelStream
     from ztun.net.tunnel import Tunnel
 
@@ -46,12 +46,13 @@ class PoolLimits:
 
 
 class _Entry:
-    __slots__ = ("dialling", "tunnels", "waiters")
+    __slots__ = ("dialling", "tunnels", "unwanted", "waiters")
 
     def __init__(self) -> None:
         self.tunnels: list[Tunnel] = []
         self.waiters: deque[asyncio.Future[None]] = deque()
         self.dialling: asyncio.Task[None] | None = None
+        self.unwanted = False  # what is being dialled was given up meanwhile
 
 
 class TunnelPool:
@@ -95,6 +96,8 @@ class TunnelPool:
         """Retire the tunnels whose key is no longer wanted: the address may soon belong to another workload."""
         for key, entry in list(self._entries.items()):
             if not wanted(key):
+                entry.unwanted = entry.dialling is not None
+                self._fail(entry, _gone())
                 for tunnel in list(entry.tunnels):
                     tunnel.retire()
 
@@ -109,9 +112,10 @@ class TunnelPool:
                 del self._entries[key]
 
     def drain(self) -> None:
-        """Make no more tunnels; those that exist end with their last stream."""
+        """Make no more tunnels, send away who waits for one; those that exist end with their last stream."""
         self._closed = True
         for entry in self._entries.values():
+            self._fail(entry, _draining())
             for tunnel in list(entry.tunnels):
                 tunnel.retire()
 
@@ -122,7 +126,7 @@ class TunnelPool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        gone = TunnelError("pool_draining", "the proxy shuts down")
+        gone = _draining()
         for entry in self._entries.values():
             self._fail(entry, gone)
             for tunnel in list(entry.tunnels):
@@ -146,7 +150,7 @@ class TunnelPool:
     async def _wait(self, key: PoolKey) -> Tunnel:
         while True:
             if self._closed:
-                raise TunnelError("pool_draining", "the proxy shuts down", hint="connect again, elsewhere")
+                raise _draining()
             entry = self._entries.setdefault(key, _Entry())
             if len(entry.waiters) >= self._limits.waiters_per_key:
                 raise TunnelError(
@@ -160,6 +164,8 @@ class TunnelPool:
             except asyncio.CancelledError:
                 if waiter in entry.waiters:
                     entry.waiters.remove(waiter)
+                else:
+                    self._wake(key, entry)  # the room that it was woken for is somebody else's now
                 raise
             tunnel = self._best(key)
             if tunnel is not None:
@@ -169,6 +175,7 @@ class TunnelPool:
         if entry.waiters and entry.dialling is None and not self._closed:
             if len(entry.tunnels) >= self._limits.tunnels_per_key:
                 return  # a stream that ends wakes the next waiter
+            entry.unwanted = False
             entry.dialling = asyncio.get_running_loop().create_task(self._dial_one(key, entry))
 
     async def _dial_one(self, key: PoolKey, entry: _Entry) -> None:
@@ -187,10 +194,14 @@ class TunnelPool:
             raise
         self.dials += 1
         entry.dialling = None
-        if self._closed:
+        if self._closed or entry.unwanted:
             tunnel.retire()
         if not tunnel.is_closed:
             entry.tunnels.append(tunnel)
+        if not self._room(tunnel):
+            # dialling again would get the same answer, as fast as the peer can give it
+            self._serve(entry)
+            self._fail(entry, _gone() if entry.unwanted else _unusable())
         self._wake(key, entry)
 
     def _changed(self, key: PoolKey, entry: _Entry, tunnel: Tunnel) -> None:
@@ -201,6 +212,12 @@ class TunnelPool:
 
     def _wake(self, key: PoolKey, entry: _Entry) -> None:
         """Wake as many waiters as there is room for; dial for the rest."""
+        self._serve(entry)
+        self._dial_if_needed(key, entry)
+
+    def _serve(self, entry: _Entry) -> None:
+        if not entry.waiters:
+            return
         room = 0
         for tunnel in entry.tunnels:
             if self._room(tunnel):
@@ -210,10 +227,23 @@ class TunnelPool:
             if not waiter.done():
                 waiter.set_result(None)
                 room -= 1
-        self._dial_if_needed(key, entry)
 
     def _fail(self, entry: _Entry, error: ZtunError) -> None:
         while entry.waiters:
             waiter = entry.waiters.popleft()
             if not waiter.done():
                 waiter.set_exception(error)
+
+
+def _gone() -> TunnelError:
+    return TunnelError("destination_gone", "the destination left the mesh while its tunnel was made")
+
+
+def _unusable() -> TunnelError:
+    return TunnelError(
+        "tunnel_unusable", "the peer takes no streams on a new tunnel", hint="is the peer shutting down?"
+    )
+
+
+def _draining() -> TunnelError:
+    return TunnelError("pool_draining", "the proxy shuts down", hint="connect again, elsewhere")

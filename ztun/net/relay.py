@@ -15,7 +15,7 @@ from ztun.net.app_socket import AppSocket
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ztun.hbone.control import Headers
+    from ztun.hbone.headers import Headers
     from ztun.hbone.stream import TunnelStream
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from certs.peer import PeerIdentity
-    from ztun.hbone.control import Headers
+    from ztun.hbone.headers import Headers
     from ztun.hbone.guard import Abuse, GuardLimits
     from ztun.hbone.settings import TunnelSettings
     from ztun.hbone.stream import TunnelStream

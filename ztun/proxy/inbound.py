@@ -24,7 +24,7 @@ from ztun.telemetry.logging import get_logger
 if TYPE_CHECKING:
     from certs.bundle import TrustBundle
     from ztun.hbone.connect import ConnectRequest
-    from ztun.hbone.control import Headers
+    from ztun.hbone.headers import Headers
     from ztun.hbone.guard import Abuse
     from ztun.hbone.stream import TunnelStream
     from ztun.mesh.inbound import InboundTarget

@@ -78,11 +78,23 @@ def test_rapid_reset_below_the_rate_ends_with_the_lifetime_budget() -> None:
 def test_resets_before_the_work_is_done_do_not_free_slots() -> None:
     """CVE-2025-8671 as well: what a reset stream set in motion still costs."""
     bench = Bench(settings=TunnelSettings(max_concurrent_streams=10))
-    for number in range(20):
+    for number in range(50):
         bench.feed(bench.headers(2 * number + 1, CONNECT))
         bench.feed(RstStreamFrame(2 * number + 1, error_code=ErrorCode.CANCEL))
-    assert len(bench.owner.requests) == 10
-    assert resets(bench.sent()) == [(2 * number + 1, ErrorCode.REFUSED_STREAM) for number in range(10, 20)]
+    assert len(bench.owner.requests) == 20
+    assert resets(bench.sent()) == [(2 * number + 1, ErrorCode.REFUSED_STREAM) for number in range(20, 50)]
+
+
+def test_a_peer_at_the_limit_may_open_a_stream_as_soon_as_another_has_ended() -> None:
+    """The end of a stream is known to the peer before the application's connection is closed."""
+    bench = Bench(settings=TunnelSettings(max_concurrent_streams=10))
+    open_streams = [bench.accept(2 * number + 1)[0] for number in range(10)]
+    for number in range(10, 20):
+        ended = open_streams.pop(0)
+        ended.offer_end()
+        bench.feed(DataFrame(ended.id, flags=["END_STREAM"]), bench.headers(2 * number + 1, CONNECT))
+        assert len(bench.owner.requests) == number + 1
+    assert resets(bench.sent()) == []
 
 
 def test_five_thousand_short_streams_that_end_in_order_are_no_rapid_reset() -> None:
