@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -76,12 +77,37 @@ def test_help_lists_the_commands_without_loading_the_data_path() -> None:
     assert "version" in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [["frob"], ["echo", "--port", "http"], ["echo", "--port", "70000"]])
-def test_a_command_line_that_cannot_be_used_ends_with_2(arguments: list[str]) -> None:
+PROXY = ("proxy", "--config", "mesh", "--node", "node-a", "--ca", "ca")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frob"], "No such command 'frob'"),
+        (["echo", "--port", "http"], "'http' is not a port"),
+        (["echo", "--port", "70000"], "'70000' is not a port"),
+        (["proxy"], "Missing option '--config'"),
+        ([*PROXY, "--forward", "19000"], "expected [IP:]PORT=HOST:PORT@NAMESPACE/WORKLOAD"),
+        ([*PROXY, "--mode", "sidecar"], "--mode sidecar needs --workload"),
+        ([*PROXY, "--mode", "both"], "'both' is not one of"),
+        (["demo", "--fabric", "netns"], "the netns fabric is not available"),
+    ],
+)
+def test_a_command_line_that_cannot_be_used_ends_with_2(arguments: list[str], message: str) -> None:
     result = ztun(*arguments)
     assert result.returncode == 2
-    assert "Error: " in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_proxy_without_configuration_says_so_and_ends_with_1(tmp_path: Path) -> None:
+    result = ztun(
+        "proxy", "--config", str(tmp_path / "mesh"), "--node", "node-a", "--ca", str(tmp_path / "ca")
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert f"{tmp_path}/mesh: cannot be read" in result.stderr
+    assert "\nhint: " in result.stderr
 
 
 def test_a_taken_port_is_one_sentence_and_a_hint() -> None:

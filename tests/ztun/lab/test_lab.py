@@ -147,15 +147,3 @@ async def test_the_check_ends_with_0_and_prints_its_table() -> None:
     )
     assert (demo.returncode, demo.stderr) == (0, "")
     assert "All 9 rows are right" in demo.stdout
-
-
-async def test_a_fabric_that_is_not_there_is_a_usage_error() -> None:
-    demo = subprocess.run(
-        [sys.executable, "-m", "ztun", "demo", "--fabric", "netns"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert demo.returncode == 2
-    assert "the netns fabric is not available" in demo.stderr
