@@ -24,7 +24,6 @@ ROOMS = {
     "mesh": 1,
     "routing": 2,
     "resources": 2,
-    "traffic": 2,
     "hbone": 2,
     "telemetry": 3,
     "net": 3,
