@@ -20,9 +20,9 @@ FORBIDDEN_PACKAGES = {
 # The rooms of ztun from the bottom to the top. A room imports rooms of a lower or the same number only.
 ROOMS = {
     "errors": 0,
-    "traffic": 2,
     "mesh": 1,
     "routing": 2,
+    "traffic": 2,
     "resources": 2,
     "hbone": 2,
     "telemetry": 3,

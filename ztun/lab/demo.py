@@ -19,7 +19,7 @@ from ztun.lab.topology import MeshPlan, plan_mesh
 from ztun.resources.documents import parse_documents
 
 MANIFESTS = ("echoserver.yaml", "telnet.yaml")
-TABLE_COLUMNS = 170  # of a table that goes to a file or a pipe
+TABLE_COLUMNS = 170  # of the full table; also when it goes to a file or a pipe
 
 
 async def demo(console: Console, *, checked: bool, keep: bool) -> bool:
@@ -33,6 +33,7 @@ async def demo(console: Console, *, checked: bool, keep: bool) -> bool:
     try:
         with loopback_fabric() as fabric:
             plan = plan_mesh_of_examples(fabric)
+            console.print(f"Starting {len(plan.nodes)} node proxies and {len(plan.servers)} servers ...")
             async with Lab(plan, fabric, directory, observed=checked).running() as lab:
                 if checked:
                     right = await report(console, lab)
@@ -63,7 +64,7 @@ def plan_mesh_of_examples(fabric: Fabric) -> MeshPlan:
 async def report(console: Console, lab: Lab) -> bool:
     """Run the check and print its table; True when every row is right."""
     rows = [row async for row in check(lab)]
-    console.print(table_of(rows))
+    console.print(table_of(rows, console.width))
     wrong = [row for row in rows if row.faults]
     for row in wrong:
         for fault in row.faults:
@@ -77,17 +78,26 @@ async def report(console: Console, lab: Lab) -> bool:
     return not wrong
 
 
-def table_of(rows: list[Row]) -> Table:
-    """Who called whom, what came back, what was on the wire, and who both ends were."""
+def table_of(rows: list[Row], columns: int) -> Table:
+    """Who called whom, what came back, what was on the wire, and who both ends were.
+
+    A terminal of fewer than ``TABLE_COLUMNS`` gets the same cells below each other.
+    """
     table = Table(show_lines=True)
-    for heading in ("who called whom", "answer", "seen on the wire", "identities", ""):
+    wide = columns >= TABLE_COLUMNS
+    headings = ("who called whom", "answer", "seen on the wire", "identities") if wide else ("what was seen",)
+    for heading in (*headings, ""):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        called = "\n".join(filter(None, (row.client, f"-> {row.target}", row.server and f"   {row.server}")))
-        identities = f"{row.source}\n{row.destination}" if row.source or row.destination else ""
+        called = _lines(row.client, f"-> {row.target}", row.server and f"   {row.server}")
+        cells = (called, row.answer, row.wire, _lines(row.source, row.destination))
         mark = "[red]wrong[/red]" if row.faults else "[green]ok[/green]"
-        table.add_row(called, row.answer, row.wire, identities, mark)
+        table.add_row(*(cells if wide else (_lines(*cells),)), mark)
     return table
+
+
+def _lines(*parts: str) -> str:
+    return "\n".join(filter(None, parts))
 
 
 def instructions(lab: Lab) -> str:

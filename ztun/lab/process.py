@@ -48,6 +48,7 @@ class Program:
                 stdout=output,
                 stderr=output,
                 env=self._environment,
+                start_new_session=True,  # Ctrl-C is for the lab, which stops its programs itself
             )
 
     async def until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:

@@ -62,8 +62,9 @@ async def test_a_server_that_answers_wrongly_makes_its_rows_wrong(tmp_path: Path
     assert {row.target.partition(".")[0] for row in wrong} == {"echo-server-2"}
     assert all("expected 'hello-2 " in row.faults[0] for row in wrong)
     console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
-    console.print(table_of(rows))
-    assert console.export_text().count("wrong") == len(wrong)
+    for columns in (80, 200):
+        console.print(table_of(rows, columns))
+        assert console.export_text().count("wrong") == len(wrong)
     console.file.close()
 
 
@@ -118,7 +119,11 @@ def children_of(pid: int) -> list[int]:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 async def test_the_demo_stops_everything_when_it_is_told_to(number: signal.Signals, code: int) -> None:
     demo = subprocess.Popen(
-        [sys.executable, "-m", "ztun", "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "ztun", "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert demo.stdout is not None
     printed = ""
@@ -130,7 +135,10 @@ async def test_the_demo_stops_everything_when_it_is_told_to(number: signal.Signa
     assert directory.is_dir()
     children = children_of(demo.pid)
     assert len(children) == 4
-    demo.send_signal(number)
+    if number == signal.SIGINT:
+        os.killpg(demo.pid, number)  # as a terminal does it
+    else:
+        demo.send_signal(number)
     _, errors = demo.communicate(timeout=60)
     assert (demo.returncode, errors) == (code, "")
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
