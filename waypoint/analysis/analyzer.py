@@ -12,6 +12,7 @@ from waypoint.analysis.conflicts import check_conflicts
 from waypoint.analysis.destination_rule import check_destination_rule
 from waypoint.analysis.gateway import check_gateway
 from waypoint.analysis.gateway_api import check_api_gateway, check_api_route
+from waypoint.analysis.policies import check_policies
 from waypoint.analysis.protocols import check_protocols
 from waypoint.analysis.references import check_references
 from waypoint.analysis.report import Report
@@ -48,6 +49,7 @@ def examine(configuration: Configuration) -> Report:
     check_conflicts(configuration, report)
     check_protocols(configuration, report)
     check_ambient(configuration, report)
+    check_policies(configuration, report)
     return report
 
 

@@ -117,6 +117,7 @@ IST0173 a subset selects no pod
 """
 
 _WARNINGS = """
+KIND a security object of a kind that is not known
 DUPLICATE an object replaced another one of the same name
 VS-GW-LEGACY a gateway name in the old dotted form
 VS-NOROUTE a rule without routes is skipped
@@ -137,7 +138,8 @@ IST0132 no host of a VirtualService is among those of its Gateway
 IST0134 a TCP ServiceEntry without addresses
 IST0162 a Gateway port that the gateway's Service does not offer
 IST0165 a reference to an object generated from the Gateway API
-IST0166 a selector on a policy that only a waypoint reads, or a waypoint that ignores it
+IST0166 a policy selects a waypoint, which reads only policies with targetRefs
+IST0167 a policy is attached to a service without waypoint: nobody enforces it
 IST0174 the host of a DestinationRule matches no service
 GW-MATCH-SOURCE sourceLabels or sourceNamespace on a rule that a gateway uses
 GW-MATCH-SUBNETS destinationSubnets on a rule that a gateway uses
