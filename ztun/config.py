@@ -72,6 +72,14 @@ class ProxySettings:
     namespace: str = "default"
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     network: str = ""
+    cluster_domain: str = "cluster.local"
+    cluster_id: str = "Kubernetes"
+    ca_roots: Path | None = None
+    """What the certificate of a remote CA is verified with (PEM)."""
+    ca_token: Path | None = None
+    """A bearer token for a remote CA."""
+    ca_certificate: Path | None = None
+    """Directory with the certificate that this proxy shows to a remote CA."""
     admin_port: int = 15000
     metrics_port: int = 15020
     readiness_port: int = 15021
@@ -179,6 +187,11 @@ def settings_from(
         namespace=namespace,
         trust_domain=trust_domain,
         network=env.read("NETWORK", "", str),
+        cluster_domain=env.read("CLUSTER_DOMAIN", "cluster.local", str),
+        cluster_id=env.read("CLUSTER_ID", "Kubernetes", str),
+        ca_roots=env.read("CA_ROOT_CA", None, Path),
+        ca_token=env.read("AUTH_TOKEN", None, Path),
+        ca_certificate=env.read("ZTUN_CA_CERTIFICATE", None, Path),
         admin_port=admin_port,
         metrics_port=metrics_port,
         readiness_port=readiness_port,

@@ -72,6 +72,9 @@ _SLOTS_PER_STREAM = 2
 """A stream ends for the peer before its work has ended for us, and the peer may open the next one at once. So the
 limit that we advertise binds the streams, and this many times it binds the work behind them (CVE-2025-8671)."""
 _FIRST_FINAL_STATUS = 200
+_UNTOLD_STREAMS = (
+    1024  # what a peer may open before it has read our limit; Envoy's default is as many at once
+)
 _PING_PAYLOAD = b"ztunping"
 _U32 = struct.Struct(">L")
 
@@ -153,6 +156,7 @@ class TunnelConnection:
         self._owed = 0
         self._debt = 0
         self._late_frames = 0
+        self._settings_acknowledged = False
         self._slots = 0
         self._next_stream = 1
         self._highest_peer_stream = 0
@@ -286,6 +290,7 @@ class TunnelConnection:
             self._settings(event)
         elif isinstance(event, SettingsAcknowledged):
             self._headers.table_refused()
+            self._settings_acknowledged = True
         elif isinstance(event, PingAckReceived):
             self._ping_sent = None
 
@@ -347,7 +352,7 @@ class TunnelConnection:
             self._reply(rst_stream(stream_id, ErrorCode.PROTOCOL_ERROR))
             self.count(Abuse.MADE_YOU_RESET)
             return
-        most = self.settings.max_concurrent_streams
+        most = self.settings.max_concurrent_streams if self._settings_acknowledged else _UNTOLD_STREAMS
         if (
             stream_id > self._accept_until
             or len(self.streams) >= most

@@ -78,6 +78,7 @@ class TunnelStream:
         "held",
         "id",
         "local_ended",
+        "loss",
         "owed",
         "owner",
         "recv_window",
@@ -107,6 +108,7 @@ class TunnelStream:
         self.local_ended = False
         self.remote_ended = False
         self.closed = False
+        self.loss: tuple[int, str] | None = None
         self.stalled_since = 0.0
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -278,16 +280,16 @@ class TunnelStream:
             self.owner.stream_closed(self)
 
     def discard(self) -> None:
-        """Drop everything that waits in either direction (the stream is closed)."""
+        """Drop what waits to be sent (the stream is closed). What came is still there for ``attach``."""
         self.closed = True
         self.backlog.clear()
         self.backlog_bytes = 0
-        self.early.clear()
         self.connection.waiting.pop(self, None)
 
     def lost(self, code: ErrorCode | int, reason: str) -> None:
-        """The stream ended without its END_STREAM: tell the owner."""
+        """The stream ended before both directions did: tell the owner."""
         self.discard()
+        self.loss = (code, reason)
         held, self.held = self.held, 0
         self.connection.release_held(held)
         self.owner.stream_reset(self, code, reason)

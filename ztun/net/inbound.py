@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from OpenSSL import SSL
 
     from certs.peer import PeerExpectation
-    from ztun.hbone.headers import Headers
     from ztun.hbone.guard import Abuse, GuardLimits
+    from ztun.hbone.headers import Headers
     from ztun.hbone.settings import TunnelSettings
     from ztun.hbone.stream import TunnelStream
     from ztun.net.buffers import LoopBuffers

@@ -68,6 +68,7 @@ class TunnelPool:
         self._limits = limits
         self._entries: dict[PoolKey, _Entry] = {}
         self._closed = False
+        self._gone: asyncio.Future[None] | None = None
         self.hits = 0
         self.dials = 0
 
@@ -131,6 +132,12 @@ class TunnelPool:
             self._fail(entry, gone)
             for tunnel in list(entry.tunnels):
                 tunnel.cut(gone)
+
+    async def closed(self) -> None:
+        """Wait until the last tunnel is closed, its last byte sent."""
+        while any(entry.tunnels for entry in self._entries.values()):
+            self._gone = asyncio.get_running_loop().create_future()
+            await self._gone
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -207,6 +214,8 @@ class TunnelPool:
     def _changed(self, key: PoolKey, entry: _Entry, tunnel: Tunnel) -> None:
         if tunnel.is_closed and tunnel in entry.tunnels:
             entry.tunnels.remove(tunnel)
+            if self._gone is not None and not self._gone.done():
+                self._gone.set_result(None)
         if entry.waiters:
             self._wake(key, entry)
 

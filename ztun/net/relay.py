@@ -51,12 +51,17 @@ class Relay:
         for end, other in (ends, ends[::-1]):
             if self.finished:
                 return
-            if end.closed:
-                self._fail(end, RelayError("closed_early", "the connection ended before it was established"))
-            elif isinstance(end, AppSocket):
-                end.start(other, other, in_place=None if isinstance(other, AppSocket) else other)
+            if isinstance(end, AppSocket):
+                if end.closed:
+                    self._fail(
+                        end, RelayError("closed_early", "the connection ended before it was established")
+                    )
+                else:
+                    end.start(other, other, in_place=None if isinstance(other, AppSocket) else other)
             else:
                 end.attach(other, other)
+                if end.loss is not None:  # answer, payload and reset came in one read, before this
+                    self.stream_reset(end, *end.loss)
 
     @property
     def half_closed(self) -> bool:

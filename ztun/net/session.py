@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import asyncio
 
     from certs.peer import PeerIdentity
-    from ztun.hbone.headers import Headers
     from ztun.hbone.guard import Abuse, GuardLimits
+    from ztun.hbone.headers import Headers
     from ztun.hbone.settings import TunnelSettings
     from ztun.hbone.stream import TunnelStream
     from ztun.net.buffers import LoopBuffers

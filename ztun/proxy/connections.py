@@ -41,6 +41,8 @@ class LiveConnection:
     started: float
     labels: TrafficLabels
     hbone_addr: str = ""
+    application: str = ""
+    """Inbound only: the address of the application that was dialled."""
     attempt: Attempt | None = None
     """What authorization saw, for judging again; None where nothing is enforced (outbound)."""
     peer: PeerIdentity | None = None
@@ -228,7 +230,7 @@ class Connections:
                 direction=one.direction,
                 source=one.source_addr,
                 original_destination=one.original_destination,
-                actual_destination=one.actual_destination,
+                actual_destination=one.application or one.actual_destination,
                 protocol="HBONE" if one.hbone_addr else "TCP",
                 age_seconds=now - one.started,
                 idle_seconds=now - one.moved_at,

@@ -24,8 +24,8 @@ from ztun.telemetry.logging import get_logger
 if TYPE_CHECKING:
     from certs.bundle import TrustBundle
     from ztun.hbone.connect import ConnectRequest
-    from ztun.hbone.headers import Headers
     from ztun.hbone.guard import Abuse
+    from ztun.hbone.headers import Headers
     from ztun.hbone.stream import TunnelStream
     from ztun.mesh.inbound import InboundTarget
     from ztun.mesh.model import Workload
@@ -52,6 +52,7 @@ class Inbound:
         self._plane = plane
         self._listeners: dict[str, _Listener] = {}
         self._of: dict[InboundTunnel, _Listener] = {}
+        self._gone: asyncio.Future[None] | None = None
         self._log = get_logger("proxy::inbound")
 
     # -- tunnels ---------------------------------------------------------------------------------------------
@@ -111,6 +112,8 @@ class Inbound:
         listener.tunnels.pop(tunnel, None)
         if not listener.tunnels:
             self._listeners.pop(listener.uid, None)
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
         if tunnel.connection is not None:
             metrics.tunnels_open.add("server", by=-1)
             if tunnel.failure is not None:
@@ -154,6 +157,12 @@ class Inbound:
         """Cut everything."""
         for tunnel in list(self._of):
             tunnel.cut(failure)
+
+    async def closed(self) -> None:
+        """Wait until the last tunnel is closed, its last byte sent."""
+        while self._of:
+            self._gone = self._plane.loop.create_future()
+            await self._gone
 
     def cut_revoked(self, bundle: TrustBundle) -> int:
         """Close the tunnels of peers that were revoked; gives how many."""
@@ -310,6 +319,7 @@ class Inbound:
             original_destination=request.authority,
             actual_destination=join_host_port(*tunnel.local),
             hbone_addr=request.authority,
+            application=join_host_port(target.ip, target.port),
             started=started,
             attempt=Attempt(tunnel.source[0], identity, target.ip, target.port),
             peer=tunnel.peer,

@@ -24,6 +24,7 @@ from ztun.proxy.outbound import Outbound
 from ztun.proxy.passthrough import Passthrough
 from ztun.proxy.plane import Plane
 from ztun.proxy.pods import Pods
+from ztun.resources.settings import MeshSettings
 from ztun.sources.files import FileSource
 from ztun.telemetry.access_log import AccessLog
 from ztun.telemetry.config_dump import ConfigDump
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from ztun.mesh.document import Problem
 
 TICK_SECONDS = 1.0
+FLUSH_SECONDS = 2.0  # for what finished connections have left in the tunnels, after the drain
+SWITCH_SECONDS = 0.0005  # how long a scrape or a log batch may keep the interpreter from the packets
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
@@ -49,6 +52,7 @@ def run(settings: ProxySettings) -> int:
     """Run a node proxy until it is told to stop; gives the exit status. Raises :class:`ConfigError` at start."""
     raise_descriptor_limit()
     keep_buffers()
+    sys.setswitchinterval(SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(NodeProxy(settings).run())
 
@@ -126,10 +130,17 @@ class NodeProxy:
         source = FileSource(
             settings.config_paths,
             namespace=settings.namespace,
+            settings=MeshSettings(
+                cluster_domain=settings.cluster_domain,
+                trust_domain=settings.trust_domain,
+                cluster_id=settings.cluster_id,
+                network=settings.network,
+            ),
             on_snapshot=self._snapshot_loaded,
             on_problems=self._problems,
         )
         snapshot = source.load()
+        self._problems(list(snapshot.problems))
         state_ready.done()
         store = self._open_store()
         await _cert(store.start())
@@ -195,10 +206,16 @@ class NodeProxy:
         def now() -> datetime:
             return datetime.now(UTC)
 
+        settings = self._settings
         try:
-            return CertificateStore(
-                open_issuer(self._settings.ca, now=now), now=now, rng=random.SystemRandom()
+            issuer = open_issuer(
+                settings.ca,
+                now=now,
+                roots=settings.ca_roots,
+                token=settings.ca_token,
+                certificate=settings.ca_certificate,
             )
+            return CertificateStore(issuer, now=now, rng=random.SystemRandom())
         except CertError as error:
             raise ConfigError(error.code, f"--ca: {error}", hint=error.hint) from error
 
@@ -296,7 +313,7 @@ class NodeProxy:
         plane.connections.on_empty = empty.set
         if not len(plane.connections):
             empty.set()
-        await _first(empty, self._stop_now, settings.drain_deadline)
+        await _first(empty.wait(), self._stop_now.wait(), settings.drain_deadline)
         left = plane.connections.cut_where(
             lambda _: True,
             RelayError(
@@ -305,14 +322,24 @@ class NodeProxy:
                 hint="CONNECTION_TERMINATION_DEADLINE sets how long a drain may take",
             ),
         )
+        # a peer that was told to go away closes when it has read everything; closing first, with credit of its
+        # unread, makes the kernel reset the connection and lose the last bytes
+        await _first(self._tunnels_closed(), self._stop_now.wait(), FLUSH_SECONDS)
         self._inbound.close(RelayError("shutdown", "the proxy shuts down"))
+        await plane.pool.close()
+        await _first(self._tunnels_closed(), self._stop_now.wait(), FLUSH_SECONDS)
         self._log.info("drained", connections_cut=left)
-        await asyncio.sleep(0)
+
+    async def _tunnels_closed(self) -> None:
+        await self._inbound.closed()
+        await self._plane.pool.closed()
 
 
-async def _first(one: asyncio.Event, other: asyncio.Event, seconds: float) -> None:
-    """Wait for either event, at most so long."""
-    waits = [asyncio.ensure_future(one.wait()), asyncio.ensure_future(other.wait())]
+async def _first(
+    one: Coroutine[None, None, object], other: Coroutine[None, None, object], seconds: float
+) -> None:
+    """Wait for either, at most so long."""
+    waits = [asyncio.ensure_future(one), asyncio.ensure_future(other)]
     try:
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -18,6 +18,7 @@ from ztun.errors import (
 )
 from ztun.hbone.connect import connect_headers
 from ztun.hbone.wire import ErrorCode
+from ztun.mesh.address import is_hostname
 from ztun.mesh.baggage import encode_forwarded, new_traceparent
 from ztun.mesh.lookup import OutboundRoute, RouteKind, decide_outbound
 from ztun.mesh.model import join_host_port
@@ -171,7 +172,7 @@ class Outbound:
     async def _resolve(self, address: tuple[str, int]) -> tuple[str, int]:
         """A workload that is known by DNS name only is resolved when it is dialled."""
         host, port = address
-        if host[-1].isdigit() or ":" in host:
+        if not is_hostname(host):
             return address
         plane = self._plane
         try:

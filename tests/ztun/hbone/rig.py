@@ -131,11 +131,13 @@ class Bench:
         limits: GuardLimits | None = None,
         peer_settings: dict[int, int] | None = None,
         greet: bool = True,
+        acknowledge: bool = True,
     ) -> None:
         self.wire = Wire()
         self.owner = Answerer()
         self.now = 1000.0
         self.encoder = Encoder()
+        self.encoder.header_table_size = 0 if acknowledge else 4096
         self.tunnel = TunnelConnection(
             self.wire,
             self.owner,
@@ -148,6 +150,8 @@ class Bench:
             if not client:
                 self.feed_bytes(CLIENT_PREFACE)
             self.feed(SettingsFrame(0, settings=peer_settings or {}))
+            if acknowledge:
+                self.feed(SettingsFrame(0, flags=["ACK"]))
             assert not self.wire.closed
             self.wire.take()
 
