@@ -18,6 +18,10 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     completed = [one for one in known if one.startswith(f"{name}.")]
     if completed:
         return min(completed, key=len)
+    if "." not in name and "/" not in name:
+        by_short_name = {one.partition(".")[0]: one for one in reversed(known)}
+        found = difflib.get_close_matches(name, by_short_name, n=1, cutoff=CUTOFF)
+        return by_short_name[found[0]] if found else ""
     found = difflib.get_close_matches(name, known, n=1, cutoff=CUTOFF)
     return found[0] if found else ""
 
