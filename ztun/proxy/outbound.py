@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import TYPE_CHECKING
 
 from ztun.errors import (
     CaptureError,
-    ConnectError,
-    ConnectRefused,
     RelayError,
     RouteError,
-    TunnelError,
-    TunnelTlsError,
     ZtunError,
 )
-from ztun.hbone.connect import connect_headers
 from ztun.hbone.wire import ErrorCode
-from ztun.mesh.address import is_hostname
-from ztun.mesh.baggage import encode_forwarded, new_traceparent
-from ztun.mesh.lookup import OutboundRoute, RouteKind, decide_outbound
+from ztun.mesh.lookup import OutboundRoute, decide_outbound
 from ztun.mesh.model import join_host_port
-from ztun.net.pool import PoolKey
 from ztun.net.relay import Relay
 from ztun.proxy.connections import LiveConnection
+from ztun.proxy.connector import ATTEMPTS, Connector, worth_another
 from ztun.telemetry.labels import TrafficLabels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from certs.peer import PeerIdentity
     from ztun.hbone.stream import TunnelStream
     from ztun.mesh.model import Workload
     from ztun.net.app_socket import AppSocket
     from ztun.proxy.plane import Plane
-
-ATTEMPTS = 2  # the first endpoint and one other; no byte of the client was consumed before
-_SERVICE_UNAVAILABLE = 503
 
 
 class Outbound:
@@ -45,6 +33,7 @@ class Outbound:
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
+        self._connector = Connector(plane)
 
     async def serve(
         self,
@@ -120,10 +109,10 @@ class Outbound:
         first: ZtunError | None = None
         for attempt in range(ATTEMPTS):
             try:
-                server, peer = await self._connect(source, source_address, route)
+                server, peer = await self._connector.connect(source, source_address, route)
             except ZtunError as error:
                 first = first or error
-                if attempt + 1 == ATTEMPTS or not _worth_another(error):
+                if attempt + 1 == ATTEMPTS or not worth_another(error):
                     raise first from error
                 if route.destination is not None:
                     excluded |= {route.destination.uid}
@@ -139,51 +128,6 @@ class Outbound:
                     self._plane.connections.rerouted(connection, _labels(source, route), first)
                 return route, server
         raise AssertionError("unreachable")
-
-    async def _connect(
-        self, source: Workload, source_address: tuple[str, int], route: OutboundRoute
-    ) -> tuple[AppSocket | TunnelStream, PeerIdentity | None]:
-        plane = self._plane
-        address = await self._resolve(route.address)
-        if route.kind in (RouteKind.PASSTHROUGH, RouteKind.TCP):
-            app, _ = await plane.dial_plain(
-                address, source_address[0] if _own_address(source, source_address) else None
-            )
-            return app, None
-        assert route.authority is not None
-        headers = connect_headers(
-            route.authority,
-            baggage=plane.baggage(source),
-            forwarded=encode_forwarded(
-                *source_address, route.service.hostname if route.service is not None else None
-            ),
-            traceparent=new_traceparent(plane.rng),
-        )
-        key = PoolKey(
-            source.identity,
-            frozenset(route.expected),
-            address,
-            source_address[0] if _own_address(source, source_address) else None,
-        )
-        limit = plane.settings.tunnel_timeouts.connect_response
-        tunnel, stream, _ = await plane.pool.open(key, headers, limit)
-        return stream, tunnel.peer
-
-    async def _resolve(self, address: tuple[str, int]) -> tuple[str, int]:
-        """A workload that is known by DNS name only is resolved when it is dialled."""
-        host, port = address
-        if not is_hostname(host):
-            return address
-        plane = self._plane
-        try:
-            async with asyncio.timeout(plane.settings.tunnel_timeouts.connect):
-                found = await plane.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, TimeoutError) as error:
-            raise ConnectError("dns_lookup", f"{host} cannot be resolved: {error}", peer=host) from error
-        if not found:
-            raise ConnectError("dns_empty", f"{host} has no address", peer=host)
-        sockaddr = plane.rng.choice(found)[4]
-        return str(sockaddr[0]), port
 
     def _live(
         self, source: Workload, source_text: str, original: str, route: OutboundRoute, started: float
@@ -211,17 +155,6 @@ def _labels(source: Workload, route: OutboundRoute) -> TrafficLabels:
         route.destination.identity if tunnelled and route.destination is not None else None,
         tunnelled,
     )
-
-
-def _own_address(source: Workload, source_address: tuple[str, int]) -> bool:
-    return source_address[0] in source.addresses
-
-
-def _worth_another(error: ZtunError) -> bool:
-    """Whether another endpoint, or the same one over a new tunnel, may do better."""
-    if isinstance(error, ConnectRefused):
-        return error.status == _SERVICE_UNAVAILABLE
-    return isinstance(error, ConnectError | TunnelError | TunnelTlsError) and error.code != "pool_draining"
 
 
 def _turn_away(

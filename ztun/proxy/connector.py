@@ -1,0 +1,90 @@
+"""Reaching a next hop that was decided on: over a pooled tunnel, or plainly."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+from ztun.errors import ConnectError, ConnectRefused, TunnelError, TunnelTlsError, ZtunError
+from ztun.hbone.connect import connect_headers
+from ztun.mesh.address import is_hostname
+from ztun.mesh.baggage import encode_forwarded, new_traceparent
+from ztun.mesh.lookup import OutboundRoute, RouteKind
+from ztun.net.pool import PoolKey
+
+if TYPE_CHECKING:
+    from certs.peer import PeerIdentity
+    from ztun.hbone.stream import TunnelStream
+    from ztun.mesh.model import Workload
+    from ztun.net.app_socket import AppSocket
+    from ztun.proxy.plane import Plane
+
+ATTEMPTS = 2  # the first endpoint and one other; no byte of the client was consumed before
+_SERVICE_UNAVAILABLE = 503
+
+
+class Connector:
+    """Makes the server end of a connection."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+
+    async def connect(
+        self, source: Workload, source_address: tuple[str, int], route: OutboundRoute
+    ) -> tuple[AppSocket | TunnelStream, PeerIdentity | None]:
+        """The server end, and who it is when it is a tunnel. Raises :class:`ZtunError` of the stage that failed.
+
+        ``source`` is the local workload in whose name the connection is made; ``source_address`` is the client's,
+        which is another one when ``source`` is a waypoint or gateway.
+        """
+        plane = self._plane
+        address = await self._resolve(route.address)
+        if route.kind in (RouteKind.PASSTHROUGH, RouteKind.TCP):
+            app, _ = await plane.dial_plain(address, _source_ip(source, source_address, address))
+            return app, None
+        assert route.authority is not None
+        headers = connect_headers(
+            route.authority,
+            baggage=plane.baggage(source),
+            forwarded=encode_forwarded(
+                *source_address, route.service.hostname if route.service is not None else None
+            ),
+            traceparent=new_traceparent(plane.rng),
+        )
+        source_ip = _source_ip(source, source_address, address)
+        key = PoolKey(source.identity, frozenset(route.expected), address, source_ip)
+        limit = plane.settings.tunnel_timeouts.connect_response
+        tunnel, stream, _ = await plane.pool.open(key, headers, limit)
+        return stream, tunnel.peer
+
+    async def _resolve(self, address: tuple[str, int]) -> tuple[str, int]:
+        """A workload that is known by DNS name only is resolved when it is dialled."""
+        host, port = address
+        if not is_hostname(host):
+            return address
+        plane = self._plane
+        try:
+            async with asyncio.timeout(plane.settings.tunnel_timeouts.connect):
+                found = await plane.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, TimeoutError) as error:
+            raise ConnectError("dns_lookup", f"{host} cannot be resolved: {error}", peer=host) from error
+        if not found:
+            raise ConnectError("dns_empty", f"{host} has no address", peer=host)
+        sockaddr = plane.rng.choice(found)[4]
+        return str(sockaddr[0]), port
+
+
+def _source_ip(source: Workload, client: tuple[str, int], address: tuple[str, int]) -> str | None:
+    """The address to dial from: the client's if it is the workload's own, else one of the workload's."""
+    if client[0] in source.addresses:
+        return client[0]
+    wants_v6 = ":" in address[0]
+    return next((ip for ip in source.addresses if (":" in ip) is wants_v6), None)
+
+
+def worth_another(error: ZtunError) -> bool:
+    """Whether another endpoint, or the same one over a new tunnel, may do better."""
+    if isinstance(error, ConnectRefused):
+        return error.status == _SERVICE_UNAVAILABLE
+    return isinstance(error, ConnectError | TunnelError | TunnelTlsError) and error.code != "pool_draining"

@@ -1,0 +1,55 @@
+"""What a proxy does to its own process before anything else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import resource
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+SWITCH_SECONDS = 0.0005  # how long a scrape or a log batch may keep the interpreter from the packets
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+
+
+def run_process(work: Callable[[], Coroutine[None, None, int]]) -> int:
+    """Prepare the process and run ``work`` on its event loop; gives what it gives."""
+    raise_descriptor_limit()
+    keep_buffers()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(work())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def raise_descriptor_limit() -> tuple[int, int]:
+    """Raise the soft limit of open files to the hard one; gives (before, after)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            return soft, hard
+    return soft, soft
+
+
+def keep_buffers() -> None:
+    """Keep glibc from giving each large buffer back to the kernel: page faults were 40 % of bulk CPU.
+
+    Quietly does nothing where the C library has no ``mallopt``.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 16 << 20)
+        libc.mallopt(_M_TOP_PAD, 1 << 20)
