@@ -25,6 +25,7 @@ from waypoint.routes.destinations import shares
 from waypoint.routes.index import RouteIndex
 from waypoint.routes.model import L4Rule, VirtualService
 from waypoint.routes.names import expand_gateway, expand_host, host_matches, host_subset_of
+from ztun.errors import RouteError
 from ztun.mesh.document import Document
 from ztun.mesh.inbound import decide_inbound
 from ztun.mesh.lookup import RouteKind, decide_outbound
@@ -34,6 +35,7 @@ from ztun.routing import Connection, Decision, Destination, Hop, HopKind
 
 pytestmark = pytest.mark.unit
 
+DISPUTED = Path(__file__).parent / "cases" / "disputed.yaml"
 CASES = Path(os.environ.get("ROUTING_CASES", Path(__file__).parent / "cases" / "routing.yaml"))
 SHARE_DIGITS = 6
 
@@ -60,26 +62,33 @@ def test_every_mode_has_a_runner() -> None:
     assert {case["mode"] for case in ALL_CASES} <= known
 
 
+def test_disputed_cases_are_known_and_have_evidence() -> None:
+    disputed = yaml.safe_load(DISPUTED.read_text())
+    own = yaml.safe_load((DISPUTED.parent / "routing.yaml").read_text())
+    assert {one["id"] for one in disputed} <= {case["id"] for case in own}
+    assert all(one["evidence"] and one["here"] for one in disputed)
+
+
 def hop_of(case: Case) -> Hop:
     asked = case["connection"]
     if case["hop"] == "gateway":
-        return Hop(HopKind.GATEWAY, asked["gateway_namespace"], labels=asked["workload_labels"])
+        return Hop(HopKind.GATEWAY, asked["gateway_namespace"], labels=asked.get("workload_labels") or {})
     if case["hop"] == "waypoint":
         return Hop(HopKind.WAYPOINT, asked["waypoint_namespace"])
     only = asked.get("outbound_policy") == "REGISTRY_ONLY"
-    return Hop(HopKind.CLIENT, asked["src_namespace"], registry_only=only)
+    return Hop(HopKind.CLIENT, asked.get("src_namespace") or "", registry_only=only)
 
 
 def connection_of(case: Case) -> Connection:
     asked = case["connection"]
     return Connection(
-        destination_ip=asked.get("dst_ip", ""),
+        destination_ip=asked.get("dst_ip") or "",
         destination_port=asked["dst_port"],
         source_ip=asked["src_ip"],
-        source_namespace=asked.get("src_namespace", ""),
-        source_labels=asked.get("src_labels", {}),
+        source_namespace=asked.get("src_namespace") or "",
+        source_labels=asked.get("src_labels") or {},
         protocol=asked["protocol"],
-        server_name=asked.get("sni", ""),
+        server_name=asked.get("sni") or "",
     )
 
 
@@ -256,16 +265,21 @@ def test_node_proxy(case: Case, make_snapshot: Callable[..., Snapshot]) -> None:
     if expected["action"] == "deliver":
         check_delivery(case, snapshot, waypoint)
         return
-    route = decide_outbound(
-        snapshot, source, asked["dst_ip"], asked["dst_port"], rng=random.Random(3), source_ip=asked["src_ip"]
-    )
+    dialled_ip, port, client_ip = asked["dst_ip"], asked["dst_port"], asked["src_ip"]
+    if expected["action"] in ("reject", "no_listener", "blackhole"):
+        with pytest.raises(RouteError):
+            decide_outbound(snapshot, source, dialled_ip, port, rng=random.Random(3), source_ip=client_ip)
+        return
+    route = decide_outbound(snapshot, source, dialled_ip, port, rng=random.Random(3), source_ip=client_ip)
+    if expected["action"] == "passthrough":
+        assert route.kind is RouteKind.PASSTHROUGH
+        return
     dialled = f"{route.address[0]}:{route.address[1]}"
     assert matches(expected["dial"], dialled, route.address[0])
-    if expected["authority"] is None:
-        assert route.authority is None
-    else:
-        assert route.authority is not None
-        assert matches(expected["authority"], route.authority, route.address[0])
+    authority = expected.get("authority")
+    assert (authority is None) == (route.authority is None)
+    if authority is not None:
+        assert matches(authority, str(route.authority), route.address[0])
     tunnelled = route.kind in (RouteKind.HBONE, RouteKind.WAYPOINT)
     assert ("HBONE" if tunnelled else "TCP") == expected["protocol"]
     if "expected_server_identity" in expected:

@@ -253,10 +253,13 @@ def gateway(name: str, port: int, protocol: str = "TCP", hosts: str = "'*'", tls
 
 
 def test_two_gateways_on_one_port(make_documents: Documents) -> None:
-    found = by_code(findings(make_documents, BASE, GATEWAY_POD, gateway("a", 90), gateway("b", 90)))
-    assert found["GW-CONFLICT"].object == "Gateway default/b"
-    assert "Gateway default/a" in found["GW-CONFLICT"].message
-    assert found["IST0145"].object == "Gateway default/b"
+    all_found = findings(make_documents, BASE, GATEWAY_POD, gateway("a", 90), gateway("b", 90))
+    conflict = by_code(all_found)["GW-CONFLICT"]
+    assert conflict.object == "Gateway default/b"
+    assert "Gateway default/a" in conflict.message
+    told = {one.object: one.message for one in all_found if one.code == "IST0145"}
+    assert "Gateway default/a, which wins" in told["Gateway default/b"]
+    assert "Gateway default/b, which loses" in told["Gateway default/a"]
 
 
 def test_raw_tcp_cannot_be_routed_by_host(make_documents: Documents) -> None:
