@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import sys
 import tomllib
@@ -109,3 +110,14 @@ def test_something_else_is_not_an_engine(install: Install) -> None:
     with pytest.raises(ConfigError, match="'odd'") as raised:
         load_engine("odd")
     assert raised.value.code == "engine_contract"
+
+
+def test_the_engines_that_ship_are_where_their_entry_points_say() -> None:
+    project = tomllib.loads((PLUGIN.parents[2] / "pyproject.toml").read_text())["project"]
+    shipped = project["entry-points"][ENGINE_GROUP]
+    assert {"ambient", "sidecar"} <= set(shipped)
+    for name, value in shipped.items():
+        module, _, attribute = value.partition(":")
+        engine = getattr(importlib.import_module(module), attribute)()
+        assert isinstance(engine, RoutingEngine)
+        assert engine.name == name
