@@ -57,8 +57,10 @@ class Hop:
 class Connection:
     """What is known of a connection before a byte is forwarded. Addresses are canonical text.
 
-    ``source_namespace`` and ``source_labels`` are empty where the proxy cannot know them (a waypoint, a gateway).
-    ``protocol`` is ``"tcp"`` or ``"tls"``; ``server_name`` is the SNI of a ClientHello, if one was read.
+    ``destination_host`` is set instead of the address where only the service's name is known (a tunnel that names a
+    service). ``source_namespace`` and ``source_labels`` are empty where the proxy cannot know them.
+    ``protocol`` is ``"tcp"``, ``"tls"`` or ``"http"``, as far as bytes were looked at; ``server_name`` is the SNI of a
+    ClientHello, if one was read.
     """
 
     destination_ip: str
@@ -69,6 +71,7 @@ class Connection:
     source_identity: SpiffeId | None = None
     protocol: str = "tcp"
     server_name: str = ""
+    destination_host: str = ""
 
 
 class Action(Enum):

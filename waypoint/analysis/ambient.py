@@ -55,7 +55,11 @@ def check_ambient(configuration: Configuration, report: Report) -> None:
     plane = data_plane(configuration)
     sidecar, ambient = SidecarRouter(configuration.index), AmbientRouter(configuration.index)
     clients = list(_client_classes(configuration))
+    gateways = {gateway.key for gateway in configuration.index.gateways}
     for owner in configuration.index.virtual_services:
+        if not gateways.isdisjoint(owner.gateways):
+            # Gateways run the ambient engine.
+            report.take(finding for rule in owner.tcp for finding in ambient_findings(owner, rule))
         if MESH_GATEWAY not in owner.gateways or not (owner.tcp or owner.tls):
             continue
         for service in configuration.services_of(owner):

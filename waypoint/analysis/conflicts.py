@@ -124,10 +124,13 @@ def _gateways(configuration: Configuration, report: Report) -> None:
             report.take(finding for finding in opened.diagnostics if not finding.code.startswith("WT-"))
         report.take(table.conflicts)
     for one, other in _pairs(gateways[:MAX_COMPARED_GATEWAYS]):
-        for server, host in _clashes(one, other):
-            message = f"port {server.port} and host {host} are also claimed by {one.label}, which wins"
-            hint = "use another port, host or selector"
+        hint = "use another port, host or selector"
+        for server, rival, host in _clashes(one, other):
+            place = f"port {server.port} and host {host}"
+            message = f"{place} are also claimed by {one.label}, which wins: it is older or sorts first"
             report.add(other.document, "IST0145", ("spec", "servers", server.index), message, hint)
+            message = f"{place} are also claimed by {other.label}, which loses them"
+            report.add(one.document, "IST0145", ("spec", "servers", rival.index), message, hint)
 
 
 def _pairs(gateways: tuple[GatewayConfig, ...]) -> Iterator[tuple[GatewayConfig, GatewayConfig]]:
@@ -139,7 +142,8 @@ def _pairs(gateways: tuple[GatewayConfig, ...]) -> Iterator[tuple[GatewayConfig,
                 yield one, other
 
 
-def _clashes(one: GatewayConfig, other: GatewayConfig) -> Iterator[tuple[GatewayServer, str]]:
+def _clashes(one: GatewayConfig, other: GatewayConfig) -> Iterator[tuple[GatewayServer, GatewayServer, str]]:
+    """Servers of ``other`` with those of ``one`` that claim the same port and a host of theirs."""
     for server in other.servers:
         for rival in one.servers:
             if (server.port, server.bind) != (rival.port, rival.bind):
@@ -148,7 +152,7 @@ def _clashes(one: GatewayConfig, other: GatewayConfig) -> Iterator[tuple[Gateway
                 host for _, host in server.hosts for _, claimed in rival.hosts if host_matches(host, claimed)
             ]
             if hosts:
-                yield server, hosts[0]
+                yield server, rival, hosts[0]
 
 
 def _gateway_ports(configuration: Configuration, report: Report) -> None:

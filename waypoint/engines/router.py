@@ -12,7 +12,8 @@ from typing import TypeVar
 from waypoint.routes.gateway_table import GatewayTable, OpenListener
 from waypoint.routes.index import RouteIndex
 from waypoint.routes.matching import Dialect
-from waypoint.routes.mesh_table import Client, MeshTable, build_mesh_table, unknown_outcome
+from waypoint.routes.mesh_table import Client, MeshTable, unknown_outcome
+from waypoint.routes.mesh_walk import build_mesh_table
 from waypoint.routes.outcome import Outcome
 from waypoint.routes.registry import Listening, protocol_kind
 from waypoint.routes.trace import Trace
@@ -108,12 +109,15 @@ class TableRouter:
         if hop.kind is HopKind.GATEWAY:
             return self._gateway(hop, trace).find(connection)
         by_client = self._by_client(hop)
-        namespace = connection.source_namespace if by_client else hop.namespace
+        # A waypoint serves what is sent to it, wherever the service is visible.
+        namespace = connection.source_namespace if by_client else None
         listening = self._listening(connection, namespace)
-        place = f"{connection.destination_ip}:{connection.destination_port}"
+        address = connection.destination_host or connection.destination_ip
+        place = f"{address}:{connection.destination_port}"
         if listening is None:
             if trace is not None:
-                trace.add(0, place, f"no service that namespace {namespace or '(unknown)'} sees is there")
+                seen = "" if namespace is None else f" that namespace {namespace or '(unknown)'} sees"
+                trace.add(0, place, f"no service{seen} is there")
             return unknown_outcome(hop.registry_only)
         if trace is not None:
             names = ", ".join(service.hostname for service in listening.services)
@@ -122,9 +126,9 @@ class TableRouter:
             return self._mesh_table(connection, hop, listening, trace).find(connection)
         return self._waypoint(listening.services[0], connection.destination_port, hop, trace)
 
-    def _listening(self, connection: Connection, namespace: str) -> Listening | None:
+    def _listening(self, connection: Connection, namespace: str | None) -> Listening | None:
         ip, port = connection.destination_ip, connection.destination_port
-        return self.index.registry.listening(ip, port, namespace)
+        return self.index.registry.listening(ip, port, namespace, host=connection.destination_host)
 
     def _mesh_table(
         self, connection: Connection, hop: Hop, listening: Listening, trace: Trace | None

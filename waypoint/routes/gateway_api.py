@@ -220,6 +220,9 @@ class _Conversion:
             if targets and not any(target.weight for target in targets):
                 message = "all weights are 0: every connection is refused"
                 self._report(document, "WT-ZERO", "warning", path, message, "give one backend a weight")
+            elif not all(target.weight for target in targets):
+                message = "a backend with weight 0 gets no connections"
+                self._report(document, "WT-ZERO", "info", path, message, "")
             rules.append(L4Rule(section, index, blocks, targets, explicit_weights=True))
         self.virtual_services.append(
             VirtualService(

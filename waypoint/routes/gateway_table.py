@@ -86,6 +86,8 @@ class GatewayTable:
             return opened.tcp
         name = connection.server_name.lower()
         server = opened.servers.best(name)
+        if server is not None and server.http:
+            return Outcome(Action.HTTP_LAYER, diagnostics=opened.diagnostics)
         if server is not None and server.treatment is TlsTreatment.AUTO_PASSTHROUGH:
             return self._by_name(opened, server, name)
         found = opened.names.best(name)

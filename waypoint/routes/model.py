@@ -40,7 +40,10 @@ class Subnet:
 
 
 def parse_subnet(text: str) -> Subnet | None:
-    """An address or CIDR; ``None`` when it is neither."""
+    """An address or CIDR; ``None`` when it is neither. A netmask or a zone is not part of a CIDR (RFC 4632)."""
+    _, slash, length = text.partition("/")
+    if (slash and not (length.isascii() and length.isdecimal())) or "%" in text:
+        return None
     try:
         interface = ipaddress.ip_interface(text)
     except ValueError:

@@ -71,8 +71,14 @@ class Registry:
                 for ip in endpoint.workload.addresses:
                     self._pods.setdefault(ip, []).append((service, endpoint.workload))
 
-    def listening(self, ip: str, port: int, namespace: str) -> Listening | None:
-        """Who owns an address and port, as seen from ``namespace``; ``None`` when nobody does."""
+    def listening(self, ip: str, port: int, namespace: str | None, *, host: str = "") -> Listening | None:
+        """Who owns an address and port, as seen from ``namespace``; ``None`` when nobody does.
+
+        Without a namespace the mesh itself asks, and sees everything. With ``host`` the service is known by name.
+        """
+        if host:
+            named = self.by_host(host, namespace)
+            return Listening((named,)) if named is not None and _serves(named, port) else None
         owners = tuple(
             service
             for service in self._vips.get(ip, ())
@@ -90,7 +96,7 @@ class Registry:
         )
         return Listening(tuple(service for service, _ in shared), shared) if shared else None
 
-    def by_host(self, host: str, namespace: str) -> Service | None:
+    def by_host(self, host: str, namespace: str | None) -> Service | None:
         """The service called ``host`` that ``namespace`` sees: its own first, then the oldest."""
         found = [
             service

@@ -368,3 +368,8 @@ def test_findings_come_worst_first(make_documents: Documents) -> None:
     levels = [one.severity for one in findings(make_documents, BASE, text)]
     assert levels == sorted(levels, key=["error", "warning", "info"].index)
     assert {"error", "warning", "info"} <= set(levels)
+
+
+def test_a_gateway_runs_the_ambient_engine(make_documents: Documents) -> None:
+    text = virtual_service(f"{{hosts: ['*'], gateways: [a], tcp: [{{match: [{{port: 90}}], {TO_ECHO}}}]}}")
+    assert "AMB-MATCH-PORT" in by_code(findings(make_documents, BASE, GATEWAY_POD, gateway("a", 90), text))
