@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from ztun.mesh.model import canonical_ip, join_host_port
@@ -35,6 +36,7 @@ def parse_port(text: str) -> int:
     return int(text)
 
 
+@lru_cache(maxsize=4096)  # the same names come with every connection
 def is_hostname(text: str) -> bool:
     """Whether ``text`` is a DNS name. A last label of digits is refused: that is a mistyped IPv4 address."""
     labels = text.split(".")
@@ -45,6 +47,7 @@ def is_hostname(text: str) -> bool:
     )
 
 
+@lru_cache(maxsize=4096)
 def parse_host_port(text: str) -> HostPort:
     """Read ``10.0.0.1:80``, ``[2001:db8::1]:80`` or ``name.example:80``.
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 BACKLOG = 1024  # bursts of connections; the kernel caps it at net.core.somaxconn
 
+_ANY_ADDRESS = ("0.0.0.0", "::")
+
 Accept = Callable[[asyncio.Transport, tuple[str, int], tuple[str, int]], asyncio.BaseProtocol]
 """(transport, local address, peer address) -> the protocol of the connection."""
 
@@ -23,34 +25,35 @@ Accept = Callable[[asyncio.Transport, tuple[str, int], tuple[str, int]], asyncio
 class Acceptor(asyncio.Protocol):
     """Takes a new connection and hands it to the protocol that ``accept`` makes for its addresses."""
 
-    def __init__(self, accept: Accept, options: SocketOptions) -> None:
+    def __init__(self, accept: Accept, local: tuple[str, int] | None) -> None:
         self._accept = accept
-        self._options = options
+        self._local = local
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Look at the addresses, then step aside."""
         transport = cast("asyncio.Transport", transport)  # uvloop does not subclass it
-        local = transport.get_extra_info("sockname")
-        peer = transport.get_extra_info("peername")
-        if not local or not peer:
+        # each of these makes a socket object in uvloop, so the local address is asked for only where it can vary
+        local = self._local or _address(transport.get_extra_info("sockname"))
+        peer = _address(transport.get_extra_info("peername"))
+        if local is None or peer is None:
             transport.abort()  # gone before it was accepted
             return
-        try:
-            self._options.apply(transport.get_extra_info("socket"))
-        except OSError:
-            transport.abort()
-            return
-        protocol = self._accept(
-            transport, (canonical_ip(local[0]), local[1]), (canonical_ip(peer[0]), peer[1])
-        )
+        protocol = self._accept(transport, local, peer)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
+
+
+def _address(name: tuple[str, int] | None) -> tuple[str, int] | None:
+    return (canonical_ip(name[0]), name[1]) if name else None
 
 
 async def listen(
     ip: str, port: int, accept: Accept, options: SocketOptions, *, purpose: str
 ) -> asyncio.Server:
-    """Listen on one address. Raises :class:`ConfigError` that says who might hold it."""
+    """Listen on one address. Raises :class:`ConfigError` that says who might hold it.
+
+    The options are set on the listening socket; Linux hands them to every socket it accepts.
+    """
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
@@ -59,6 +62,7 @@ async def listen(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if ip == "::" else 1)
+        options.apply(sock)
         sock.bind((ip, port))
         sock.listen(BACKLOG)
     except OSError as error:
@@ -68,8 +72,9 @@ async def listen(
             f"cannot listen on {join_host_port(ip, port)} for {purpose}: {error.strerror}",
             hint=_hint(error),
         ) from error
+    local = None if ip in _ANY_ADDRESS else (canonical_ip(ip), int(sock.getsockname()[1]))
     loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: Acceptor(accept, options), sock=sock, backlog=BACKLOG)
+    return await loop.create_server(lambda: Acceptor(accept, local), sock=sock, backlog=BACKLOG)
 
 
 def _hint(error: OSError) -> str:

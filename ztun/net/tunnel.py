@@ -109,20 +109,16 @@ class Tunnel(TunnelSession):
         assert self.connection is not None
         opening = _Opening(self._loop.create_future(), self.remote)
         stream = self.connection.open_stream(headers, opening)
+        deadline = self._loop.call_later(
+            timeout, opening.too_late, timeout
+        )  # a fifth of asyncio.timeout's cost
         try:
-            async with asyncio.timeout(timeout):
-                answer = await opening.answer
-        except TimeoutError:
-            stream.abort(ErrorCode.CANCEL)
-            raise ConnectError(
-                "connect_response_timeout",
-                f"the peer did not answer CONNECT within {timeout:g} s",
-                hint="the destination's application may not accept connections",
-                peer=self.remote,
-            ) from None
-        except asyncio.CancelledError:
+            answer = await opening.answer
+        except (ConnectError, asyncio.CancelledError):
             stream.abort(ErrorCode.CANCEL)
             raise
+        finally:
+            deadline.cancel()
         status = parse_status(answer)
         if status != 200:
             stream.offer_end()
@@ -205,6 +201,18 @@ class _Opening:
     def __init__(self, answer: asyncio.Future[Headers], remote: str) -> None:
         self.answer = answer
         self._remote = remote
+
+    def too_late(self, seconds: float) -> None:
+        """The peer takes too long."""
+        if not self.answer.done():
+            self.answer.set_exception(
+                ConnectError(
+                    "connect_response_timeout",
+                    f"the peer did not answer CONNECT within {seconds:g} s",
+                    hint="the destination's application may not accept connections",
+                    peer=self._remote,
+                )
+            )
 
     def stream_answered(self, stream: TunnelStream, headers: Headers) -> None:
         """The final response."""

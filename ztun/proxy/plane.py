@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from certs.context import TlsContexts
 from certs.errors import CertError
@@ -101,14 +101,15 @@ class Plane:
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Run the set-up of one connection; an error that nobody expected is logged, not lost."""
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
+        self._tasks.add(self.loop.create_task(self._set_up(work)))
 
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+    async def _set_up(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except Exception as error:
             self._log.error("internal error while setting up a connection", exc_info=error)
+        finally:
+            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def stop_tasks(self) -> None:
         """Cancel the set-ups that are under way."""
