@@ -206,11 +206,16 @@ def check_response(headers: Headers) -> int:
     return int(status)
 
 
+@lru_cache(maxsize=256)
+def _is_name(name: bytes) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
 def _check_fields(headers: Headers, allowed: frozenset[bytes]) -> dict[bytes, bytes]:
     pseudo: dict[bytes, bytes] = {}
     regular = False
     for name, value in headers:
-        if name not in _STATIC_NAMES and not _NAME.fullmatch(name):
+        if not _is_name(name):
             raise MalformedHeaders("a field name with characters that HTTP/2 does not allow")
         if b"\x00" in value or b"\r" in value or b"\n" in value or value != value.strip(b" \t"):
             raise MalformedHeaders("a field value with characters that HTTP/2 does not allow")

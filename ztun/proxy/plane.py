@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from certs.context import TlsContexts
 from certs.errors import CertError
@@ -101,15 +101,15 @@ class Plane:
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Run the set-up of one connection; an error that nobody expected is logged, not lost."""
-        self._tasks.add(self.loop.create_task(self._set_up(work)))
+        task = self.loop.create_task(self._set_up(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _set_up(self, work: Coroutine[None, None, None]) -> None:
         try:
             await work
         except Exception as error:
             self._log.error("internal error while setting up a connection", exc_info=error)
-        finally:
-            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def stop_tasks(self) -> None:
         """Cancel the set-ups that are under way."""
