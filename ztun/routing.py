@@ -202,7 +202,9 @@ class Decision:
         """Whether the connection must be closed instead of forwarded."""
         if self.action in (Action.REJECT, Action.NO_LISTENER, Action.BLACKHOLE):
             return True
-        return self.chosen is not None and not self.chosen.usable
+        if self.chosen is None:
+            return self.action is not Action.PASSTHROUGH
+        return not self.chosen.usable
 
 
 class Router(Protocol):
@@ -223,6 +225,16 @@ class Router(Protocol):
 
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """What this engine cannot honour in the whole configuration, each finding once per object."""
+        ...
+
+
+@runtime_checkable
+class DocumentReader(Protocol):
+    """A router that reads documents itself and leaves out those it cannot read."""
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What was left out."""
         ...
 
 

@@ -347,7 +347,7 @@ def in_naive_order(found: list[Document], namespace: str) -> list[Document]:
         elif "." in export and one.namespace == namespace:
             group = 0
         elif namespace in export:
-            group = 0 if set(export) == {one.namespace} else 1
+            group = 0 if one.namespace == namespace else 1
         else:
             continue
         order = 0 if one.created else one.order

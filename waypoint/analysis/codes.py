@@ -81,6 +81,7 @@ TLS-CLIENT-UNEXPECTED certificate fields that the tls mode does not use
 TLS-CLIENT-SOURCE credentialName together with file names
 TLS-CLIENT-VERIFY insecureSkipVerify together with a CA or names to verify
 GW-NO-SERVER a Gateway without servers
+GW-LABELS a label of the selector is malformed
 GW-NAME the name of a Gateway is no label
 GW-PORT-NUMBER a server port is out of range, or does not fit its bind
 GW-PORT-NAME a server port without name

@@ -38,7 +38,7 @@ def check_gateway(document: Document, spec: GatewaySpec, report: Report) -> None
         report.add(document, "GW-NO-SERVER", ("spec", "servers"), "there is no server", "add one")
     error = label_error(spec.selector)
     if error:
-        report.add(document, "DR-LABELS", ("spec", "selector"), error)
+        report.add(document, "GW-LABELS", ("spec", "selector"), error)
     names: set[str] = set()
     for index, server in enumerate(spec.servers):
         _server(document, ("spec", "servers", index), server, names, report)

@@ -37,10 +37,13 @@ class PrefixTable(Generic[T]):
         return None if present is value else present
 
     def find(self, ip: str) -> T | None:
-        """The value of the longest network that contains the address, else the default."""
+        """The value of the longest network that contains the address, else (and for anything else) the default."""
         if not self._lengths or not ip:
             return self.default
-        address = ipaddress.ip_address(ip)
+        try:
+            address = ipaddress.ip_address(ip)
+        except ValueError:
+            return self.default
         number, width = int(address), address.max_prefixlen
         for length in self._order[address.version]:
             value = self._lengths[address.version, length].get(number >> (width - length))

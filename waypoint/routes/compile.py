@@ -23,6 +23,7 @@ from waypoint.routes.model import (
     parse_subnet,
 )
 from waypoint.routes.names import expand_gateway, expand_host
+from waypoint.routes.registry import WILDCARD_ADDRESSES
 from waypoint.routes.traffic import policy_spec
 from ztun.mesh.document import Document
 from ztun.routing import MESH_GATEWAY
@@ -138,7 +139,7 @@ def _server(index: int, spec: ServerSpec) -> GatewayServer:
         port=port.number if port else 0,
         protocol=port.protocol.upper() if port else "",
         name=port.name if port else "",
-        bind=spec.bind,
+        bind="" if spec.bind in WILDCARD_ADDRESSES else spec.bind,
         hosts=tuple(hosts),
         tls=tls,
     )

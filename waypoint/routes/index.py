@@ -26,7 +26,7 @@ from waypoint.routes import compile as compiled
 from waypoint.routes.destination_rules import DestinationRules
 from waypoint.routes.gateway_api import ApiDocuments, convert
 from waypoint.routes.model import DestinationRule, GatewayConfig, VirtualService, age_key, name_age_key
-from waypoint.routes.names import PRIVATE, exported_to, host_matches
+from waypoint.routes.names import exported_to, host_matches
 from waypoint.routes.registry import Registry
 from ztun.mesh.document import Document, Problem
 from ztun.mesh.snapshot import Snapshot
@@ -176,8 +176,8 @@ def _labels(document: Document) -> Mapping[str, str]:
 def in_order_for(namespace: str, services: Iterable[VirtualService]) -> list[VirtualService]:
     """The VirtualServices that ``namespace`` sees, in scan order.
 
-    Private ones of the namespace come first, then those exported to it by name, then public ones; within each
-    group the given order (oldest first) is kept.
+    Those of the namespace itself that are not public come first, then those exported to it by name, then public
+    ones; within each group the given order (oldest first) is kept.
     """
     groups: tuple[list[VirtualService], ...] = ([], [], [])
     for service in services:
@@ -186,7 +186,7 @@ def in_order_for(namespace: str, services: Iterable[VirtualService]) -> list[Vir
             continue
         if not exported or "*" in exported:
             groups[2].append(service)
-        elif set(exported) <= {PRIVATE, service.namespace}:
+        elif service.namespace == namespace:
             groups[0].append(service)
         else:
             groups[1].append(service)

@@ -73,6 +73,16 @@ def test_a_configuration_without_mistakes_has_no_findings(make_documents: Docume
 
 
 CASES = [
+    (
+        "SUBNET-OUTSIDE-SERVICE",
+        istio("ServiceEntry", "s", "{hosts: [db.example.com], addresses: [10.5.0.0/16], "
+                                   "ports: [{number: 5, name: tcp, protocol: TCP}], resolution: NONE}")
+        + "---\n"
+        + virtual_service(
+            f"{{hosts: [db.example.com], tcp: [{{match: [{{destinationSubnets: [10.6.0.0/16]}}], {TO_ECHO}}}]}}"
+        ),
+        "",
+    ),
     ("IST0101", virtual_service("{hosts: [echo], tcp: [{route: [{destination: {host: ecko}}]}]}"), "echo.default"),
     ("DST-NOHOST", virtual_service("{hosts: [echo], tcp: [{route: [{destination: {host: ecko}}]}]}"), ""),
     ("IST0101", virtual_service(f"{{hosts: [echo], gateways: [gone], tcp: [{{{TO_ECHO}}}]}}"), ""),

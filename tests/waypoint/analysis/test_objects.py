@@ -161,6 +161,7 @@ DESTINATION_RULES = [
 SERVER = "port: {number: 80, name: a, protocol: TCP}"
 GATEWAYS = [
     ("GW-NO-SERVER", "{selector: {a: b}}"),
+    ("GW-LABELS", "{selector: {'a b': c}}"),
     ("GW-PORT-NUMBER", "{servers: [{hosts: ['*']}]}"),
     ("GW-PORT-NAME", "{servers: [{port: {number: 80, protocol: TCP}, hosts: ['*']}]}"),
     ("GW-PORT-NAME-DUP", f"{{servers: [{{{SERVER}, hosts: ['*']}}, {{{SERVER}, hosts: ['*']}}]}}"),

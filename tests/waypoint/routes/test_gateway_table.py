@@ -106,7 +106,9 @@ def test_passthrough_goes_by_server_name(route: Callable[..., TableRouter], engi
 
 def test_https_that_is_terminated_is_for_the_http_layer(route: Callable[..., TableRouter]) -> None:
     router = route(gateway("g", server(443, "HTTPS", "'*'", SIMPLE)))
-    assert decide(router, 443, "a.x.com").action is Action.HTTP_LAYER
+    found = decide(router, 443, "a.x.com")
+    assert found.action is Action.HTTP_LAYER
+    assert found.refused
 
 
 def test_auto_passthrough_takes_the_destination_from_the_server_name(
@@ -197,3 +199,49 @@ spec: {parentRefs: [{name: g}], rules: [{backendRefs: [{name: a, namespace: defa
     own = Hop(HopKind.GATEWAY, "team", labels={GATEWAY_NAME_LABEL: "g"})
     assert decide(route(objects), 90, hop=own).action is Action.REJECT
     assert target(decide(route(objects, grant), 90, hop=own)) == "a"
+
+
+ODD = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: g, namespace: default}
+spec: {gatewayClassName: istio, listeners: [{name: s, port: 443, protocol: TLS, hostname: a.x.com}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TLSRoute
+metadata: {name: r, namespace: default}
+spec: {parentRefs: [{name: g}], hostnames: [b.x.com], rules: [{backendRefs: [{kind: Bucket, name: a, port: 80}]}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TCPRoute
+metadata: {name: r, namespace: default}
+spec:
+  parentRefs: [{kind: Mesh, name: g}, {name: none}, {group: '', kind: Service, name: a}]
+  rules: [{backendRefs: [{kind: Bucket, name: a, port: 80}, {name: a, port: 80}]}]
+"""
+
+
+def test_what_is_wrong_with_a_route_is_said(route: Callable[..., TableRouter]) -> None:
+    router = route(ODD)
+    codes = {one.code for one in router.diagnostics()}
+    assert {"GAPI-NO-MATCHING-HOSTNAME", "GAPI-KIND-NOT-ALLOWED", "GAPI-INVALID-KIND", "IST0101"} <= codes
+    found = router.decide(
+        Connection("10.0.0.1", 80, source_namespace="default"),
+        Hop(HopKind.CLIENT, "default"),
+        random.Random(1),
+    )
+    assert [(one.host, one.status.value, float(one.share)) for one in found.destinations] == [
+        ("", "not_permitted", 0.5),
+        ("a.default.svc.cluster.local", "ok", 0.5),
+    ]
+
+
+def test_a_wildcard_bind_is_no_bind(route: Callable[..., TableRouter]) -> None:
+    router = route(
+        gateway("g", server(90, "TCP", more=", bind: 0.0.0.0")),
+        gateway("h", server(90, "TCP")),
+        virtual_service("v", "{hosts: ['*'], gateways: [g], tcp: [{route: [{destination: {host: a}}]}]}"),
+    )
+    found = decide(router, 90)
+    assert target(found) == "a"
+    assert "GW-CONFLICT" in {one.code for one in found.diagnostics}
