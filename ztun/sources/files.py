@@ -7,9 +7,7 @@ syntax error keeps all objects it had, an object that is not valid keeps its las
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -30,6 +28,7 @@ from ztun.resources.documents import (
 from ztun.resources.settings import MeshSettings
 from ztun.resources.translation import Accepted, DocumentKey, translate
 from ztun.resources.yaml_text import parse_chunk
+from ztun.sources.collection import collection_postponed
 
 SETTLE_SECONDS = 0.05  # changes closer together than this are read once; editors write in several steps
 MAX_DELAY_SECONDS = 1.0  # read at the latest after this, however busy the directory is
@@ -131,7 +130,7 @@ class FileSource:
     def _translate(self) -> Snapshot:
         documents = [document for file in self._files.values() for document in file.documents]
         self._generation += 1
-        with _collection_postponed():
+        with collection_postponed():
             latest, replaced = latest_of_each(documents)
             translation = translate(
                 latest,
@@ -239,20 +238,3 @@ def _existing_directory(path: Path) -> Path:
 
 def _kept(problem: Problem, consequence: str) -> Problem:
     return replace(problem, hint=f"{problem.hint}; {consequence}" if problem.hint else consequence)
-
-
-@contextmanager
-def _collection_postponed() -> Iterator[None]:
-    """No cycle collection while a snapshot is built, and none over it afterwards.
-
-    A snapshot has no cycles, but walking its hundred thousands of objects again and again took two thirds of
-    the time of building one, and each full collection stops all connections meanwhile.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()

@@ -1,0 +1,146 @@
+"""The routing engine's view of the mesh, kept up to date beside the traffic.
+
+A router is compiled on a worker thread. Until it is done connections are decided by the one before, and a
+snapshot that the engine cannot compile leaves that one in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ztun.errors import ConfigError
+from ztun.routing import DocumentReader
+from ztun.sources.collection import collection_postponed
+from ztun.telemetry.families import Family, ReadGauge
+from ztun.telemetry.logging import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ztun.mesh.document import Problem
+    from ztun.mesh.snapshot import Snapshot
+    from ztun.routing import Router, RoutingEngine
+    from ztun.telemetry.metrics import Metrics
+
+MAX_FINDINGS_LOGGED = 200  # per change; `waypoint analyze` lists them all
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    router: Router
+    snapshot: Snapshot
+    findings: tuple[Problem, ...]
+    by_code: Mapping[str, int]
+    fresh: tuple[Problem, ...]
+    """The findings that the one before did not have."""
+
+
+class CompiledRouter:
+    """The newest router of one engine.
+
+    ``load`` once at the start, ``recompile`` after each change of the mesh; ``current`` decides. What the engine
+    cannot honour is logged when it is new and counted in ``ztun_routing_findings``.
+    """
+
+    def __init__(self, engine: RoutingEngine, metrics: Metrics | None = None) -> None:
+        self.engine = engine
+        self._compiled: _Compiled | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._log = get_logger("routing")
+        if metrics is not None:
+            metrics.add(self._gauge())
+
+    @property
+    def current(self) -> Router:
+        """The router that decides now."""
+        return self._state.router
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What ``current`` was compiled from."""
+        return self._state.snapshot
+
+    @property
+    def findings(self) -> tuple[Problem, ...]:
+        """What the engine left out or does not honour in ``snapshot``."""
+        return self._state.findings
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Compile here and now, before there is traffic. Raises :class:`ConfigError` when the engine fails."""
+        try:
+            made = self._compile(snapshot)
+        except Exception as error:  # an engine may be anybody's
+            raise ConfigError(
+                "engine_failed",
+                f"routing engine {self.engine.name!r} cannot compile the configuration: {error!r}",
+                hint="this is an error of the engine; it should leave out what it cannot read",
+            ) from error
+        self._take(made)
+
+    async def recompile(self, snapshot: Snapshot) -> None:
+        """Compile on a worker thread, then decide by the result. An engine that fails keeps its last router."""
+        async with self._one_at_a_time:
+            if self._state.snapshot is snapshot:
+                return
+            try:
+                made = await asyncio.to_thread(self._compile, snapshot)
+            except Exception as error:
+                self._log.error(
+                    "the routing engine failed, its last rules stay in force",
+                    engine=self.engine.name,
+                    exc_info=error,
+                )
+                return
+            self._take(made)
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    @property
+    def _state(self) -> _Compiled:
+        assert self._compiled is not None, "load comes first"
+        return self._compiled
+
+    def _compile(self, snapshot: Snapshot) -> _Compiled:
+        last = self._compiled
+        with collection_postponed():
+            router = self.engine.router(snapshot, last.router if last is not None else None)
+            unread = router.problems if isinstance(router, DocumentReader) else ()
+            findings = (*unread, *(one.problem() for one in router.diagnostics()))
+            known = {_identity(one) for one in last.findings} if last is not None else set()
+            fresh = tuple(one for one in findings if _identity(one) not in known)
+        return _Compiled(router, snapshot, findings, Counter(one.code for one in findings), fresh)
+
+    def _take(self, made: _Compiled) -> None:
+        self._compiled = made
+        for finding in made.fresh[:MAX_FINDINGS_LOGGED]:
+            write = {"error": self._log.error, "warning": self._log.warning}.get(
+                finding.severity, self._log.info
+            )
+            write(str(finding), code=finding.code)
+        if len(made.fresh) > MAX_FINDINGS_LOGGED:
+            self._log.warning(
+                "more findings in the routing configuration",
+                count=len(made.fresh) - MAX_FINDINGS_LOGGED,
+                hint="waypoint analyze lists them all",
+            )
+
+    def _gauge(self) -> Family:
+        def read() -> list[tuple[tuple[str, ...], float]]:
+            compiled = self._compiled
+            counts = compiled.by_code if compiled is not None else {}
+            return [((self.engine.name, code), float(count)) for code, count in sorted(counts.items())]
+
+        return ReadGauge(
+            "ztun_routing_findings",
+            "What the routing configuration asks for and this proxy's engine does not do, by code (unstable)",
+            ("engine", "code"),
+            read,
+        )
+
+
+def _identity(finding: Problem) -> tuple[str, str, str, str]:
+    """The same finding in a file where lines have moved is not new."""
+    return finding.code, finding.object, finding.path, finding.message
