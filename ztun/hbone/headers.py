@@ -26,6 +26,9 @@ _STATIC = HeaderTable.STATIC_TABLE
 _STATIC_NAMES = {name: index for index, (name, _) in reversed(list(enumerate(_STATIC, start=1)))}
 _STATIC_FIELDS = {field: index for index, field in reversed(list(enumerate(_STATIC, start=1)))}
 _SIZE_UPDATE = 0x20
+_CACHED_STRING_BYTES = (
+    256  # larger ones are rare, and what a peer sends must not fill the cache with megabytes
+)
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _CONNECTION_FIELDS = frozenset(
     {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
@@ -172,10 +175,16 @@ def _read_string(block: bytes, position: int) -> tuple[bytes, int]:
     if end > len(block):
         raise HeaderBlockError("the block ends inside a string")
     text = block[position:end]
-    return (_huffman(text) if huffman else text), end
+    if huffman:
+        text = _huffman_cached(text) if length <= _CACHED_STRING_BYTES else _huffman(text)
+    return text, end
 
 
 @lru_cache(maxsize=1024)
+def _huffman_cached(text: bytes) -> bytes:
+    return _huffman(text)
+
+
 def _huffman(text: bytes) -> bytes:
     try:
         return bytes(decode_huffman(text))
