@@ -129,13 +129,17 @@ def decide_outbound(
     ):
         authority = join_host_port(ip or host, port)
         return _to_waypoint(snapshot, source, target.waypoint, authority, None, ip, rng, network, excluded)
-    dial = select_address(target, service, ip)
+    return route_to_workload(target, select_address(target, service, ip), choice.port, service)
+
+
+def route_to_workload(target: Workload, ip: str, port: int, service: Service | None) -> OutboundRoute:
+    """The way to ``port`` of a workload at one of its addresses: a tunnel if it has one, else plain TCP."""
     if target.tunnel_protocol is TunnelProtocol.NONE:
-        return OutboundRoute(RouteKind.TCP, (dial, choice.port), destination=target, service=service)
+        return OutboundRoute(RouteKind.TCP, (ip, port), destination=target, service=service)
     return OutboundRoute(
         RouteKind.HBONE,
-        (dial, HBONE_PORT),
-        join_host_port(dial, choice.port),
+        (ip, HBONE_PORT),
+        join_host_port(ip, port),
         _identities(service, target),
         target,
         service,

@@ -14,12 +14,12 @@ from ztun.telemetry.labels import TrafficLabels
 from ztun.telemetry.traffic import NO_FLAG, TrafficSeries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from certs.bundle import TrustBundle
     from certs.peer import PeerIdentity
     from ztun.config import ConnectionTimeouts
-    from ztun.mesh.model import Service, Workload
+    from ztun.mesh.model import Authorization, Service, Workload
     from ztun.mesh.snapshot import Snapshot
     from ztun.net.relay import Relay
     from ztun.telemetry.access_log import AccessLog
@@ -45,6 +45,8 @@ class LiveConnection:
     """Inbound only: the address of the application that was dialled."""
     attempt: Attempt | None = None
     """What authorization saw, for judging again; None where nothing is enforced (outbound)."""
+    policies: Callable[[Snapshot], Sequence[Authorization]] | None = None
+    """The policies that apply to it, where that is not those of ``local`` (a waypoint judges for others)."""
     peer: PeerIdentity | None = None
     relay: Relay | None = None
     series: TrafficSeries | None = None
@@ -142,10 +144,14 @@ class Connections:
         for connection in self:
             if connection.attempt is None or connection.relay is None:
                 continue
-            local = snapshot.workload_by_uid(connection.local.uid)
-            if local is None:
-                continue  # the pod is going; its listener's owner decides
-            verdict = authorize(snapshot.policies_for(local), connection.attempt)
+            if connection.policies is not None:
+                policies = connection.policies(snapshot)
+            else:
+                local = snapshot.workload_by_uid(connection.local.uid)
+                if local is None:
+                    continue  # the pod is going; its listener's owner decides
+                policies = snapshot.policies_for(local)
+            verdict = authorize(policies, connection.attempt)
             if not verdict.allowed:
                 closed += 1
                 connection.relay.cut(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ztun.errors import ConnectError, ConnectRefused, TunnelError, TunnelTlsError, ZtunError
+from ztun.errors import ConnectError, ConnectRefused, RouteError, TunnelError, TunnelTlsError, ZtunError
 from ztun.hbone.connect import connect_headers
 from ztun.mesh.address import is_hostname
 from ztun.mesh.baggage import encode_forwarded, new_traceparent
@@ -14,6 +15,8 @@ from ztun.mesh.lookup import OutboundRoute, RouteKind
 from ztun.net.pool import PoolKey
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from certs.peer import PeerIdentity
     from ztun.hbone.stream import TunnelStream
     from ztun.mesh.model import Workload
@@ -24,11 +27,53 @@ ATTEMPTS = 2  # the first endpoint and one other; no byte of the client was cons
 _SERVICE_UNAVAILABLE = 503
 
 
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A server end that was made: by which route, with whom; ``failure`` is that of the endpoint tried before."""
+
+    route: OutboundRoute
+    server: AppSocket | TunnelStream
+    peer: PeerIdentity | None
+    failure: ZtunError | None = None
+
+
 class Connector:
     """Makes the server end of a connection."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
+
+    async def reach(
+        self,
+        source: Workload,
+        source_address: tuple[str, int],
+        route: OutboundRoute,
+        another: Callable[[frozenset[str]], OutboundRoute],
+    ) -> Reached:
+        """Reach the next hop, or on failure another endpoint once. Raises the first failure if both fail.
+
+        ``another`` gives a route that avoids the workloads with these uids, or raises :class:`RouteError`.
+        """
+        excluded: frozenset[str] = frozenset()
+        first: ZtunError | None = None
+        for attempt in range(ATTEMPTS):
+            try:
+                server, peer = await self.connect(source, source_address, route)
+            except ZtunError as error:
+                first = first or error
+                if attempt + 1 == ATTEMPTS or not worth_another(error):
+                    raise first from error
+                if route.destination is not None:
+                    excluded |= {route.destination.uid}
+                try:
+                    route = another(excluded)
+                except RouteError:
+                    if error.code != "stream_refused":
+                        raise first from error
+                    # the peer did not look at the stream: a new tunnel to the same endpoint may be luckier
+            else:
+                return Reached(route, server, peer, first)
+        raise AssertionError("unreachable")
 
     async def connect(
         self, source: Workload, source_address: tuple[str, int], route: OutboundRoute

@@ -5,18 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from ztun.errors import (
-    CaptureError,
-    RelayError,
-    RouteError,
-    ZtunError,
-)
+from ztun.errors import CaptureError, RelayError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.lookup import OutboundRoute, decide_outbound
 from ztun.mesh.model import join_host_port
 from ztun.net.relay import Relay
 from ztun.proxy.connections import LiveConnection
-from ztun.proxy.connector import ATTEMPTS, Connector, worth_another
+from ztun.proxy.connector import Connector
 from ztun.telemetry.labels import TrafficLabels
 
 if TYPE_CHECKING:
@@ -105,29 +100,16 @@ class Outbound:
     ) -> tuple[OutboundRoute, AppSocket | TunnelStream]:
         """Reach the next hop, or on failure another endpoint once. Raises the first failure if both fail."""
         source = connection.local
-        excluded: frozenset[str] = frozenset()
-        first: ZtunError | None = None
-        for attempt in range(ATTEMPTS):
-            try:
-                server, peer = await self._connector.connect(source, source_address, route)
-            except ZtunError as error:
-                first = first or error
-                if attempt + 1 == ATTEMPTS or not worth_another(error):
-                    raise first from error
-                if route.destination is not None:
-                    excluded |= {route.destination.uid}
-                try:
-                    route = self._decide(source, source_address[0], host, port, excluded)
-                except RouteError:
-                    if error.code != "stream_refused":
-                        raise first from error
-                    # the peer did not look at the stream: a new tunnel to the same endpoint may be luckier
-            else:
-                connection.peer = peer
-                if first is not None:
-                    self._plane.connections.rerouted(connection, _labels(source, route), first)
-                return route, server
-        raise AssertionError("unreachable")
+        reached = await self._connector.reach(
+            source,
+            source_address,
+            route,
+            lambda excluded: self._decide(source, source_address[0], host, port, excluded),
+        )
+        connection.peer = reached.peer
+        if reached.failure is not None:
+            self._plane.connections.rerouted(connection, _labels(source, reached.route), reached.failure)
+        return reached.route, reached.server
 
     def _live(
         self, source: Workload, source_text: str, original: str, route: OutboundRoute, started: float
