@@ -7,15 +7,18 @@ import contextlib
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import DataReceived, Event, PingReceived, RequestReceived, WindowUpdated
+from h2.events import DataReceived, Event, PingReceived, RequestReceived, ResponseReceived, WindowUpdated
 
 from certs.store import WorkloadCertificate
 from tests.ztun.proxy.applications import Wire, Wires
 from ztun.mesh.model import HBONE_PORT
+
+E = TypeVar("E", bound=Event)
 
 EVIL = b"bytes that must never arrive"
 
@@ -152,3 +155,70 @@ class H2Server(RogueServer):
 def answer_ok(connection: H2Connection, stream: int) -> None:
     """Accept every CONNECT."""
     connection.send_headers(stream, [(":status", "200")])
+
+
+class _Immodest(H2Connection):
+    """A client that opens more streams than the server allows."""
+
+    @property
+    def open_outbound_streams(self) -> int:
+        return 0
+
+
+class H2Client:
+    """A client of a tunnel, stream by stream; reads what came whenever somebody waits for it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.connection = _Immodest(H2Configuration(client_side=True))
+        self.events: list[Event] = []
+        self.connection.initiate_connection()
+        self.flush()
+
+    @classmethod
+    async def dial(
+        cls, wires: Wires, ip: str, context: ssl.SSLContext, *, source: str | None = None
+    ) -> H2Client:
+        """Connect and shake hands."""
+        local = (source, 0) if source is not None else None
+        reader, writer = await asyncio.open_connection(ip, HBONE_PORT, ssl=context, local_addr=local)
+        wires.keep(Wire(reader, writer))
+        return cls(reader, writer)
+
+    def flush(self) -> None:
+        """Send what ``h2`` has to say."""
+        self._writer.write(self.connection.data_to_send())
+
+    def request(self, *headers: tuple[str, str]) -> int:
+        """Open a stream; gives its id."""
+        stream = self.connection.get_next_available_stream_id()
+        self.connection.send_headers(stream, headers)
+        self.flush()
+        return stream
+
+    def connect(self, authority: str, *headers: tuple[str, str]) -> int:
+        """Ask for a tunnel to ``authority``."""
+        return self.request((":method", "CONNECT"), (":authority", authority), *headers)
+
+    def send(self, stream: int, data: bytes, *, end: bool = False) -> None:
+        """Send DATA."""
+        self.connection.send_data(stream, data, end_stream=end)
+        self.flush()
+
+    async def event(self, kind: type[E], stream: int) -> E:
+        """The first event of this kind on a stream."""
+        while True:
+            for event in self.events:
+                if isinstance(event, kind) and event.stream_id == stream:  # type: ignore[attr-defined]
+                    self.events.remove(event)
+                    return event
+            data = await self._reader.read(65536)
+            assert data, "the tunnel was closed"
+            self.events += self.connection.receive_data(data)
+            self.flush()
+
+    async def answer(self, stream: int) -> dict[str, str]:
+        """The headers of the answer."""
+        event = await self.event(ResponseReceived, stream)
+        return {name.decode(): value.decode() for name, value in event.headers or []}
