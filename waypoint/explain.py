@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from waypoint.analysis.ambient import waypoint_namespace
@@ -28,6 +28,7 @@ from ztun.routing import (
     Diagnostic,
     Hop,
     HopKind,
+    Router,
     RoutingEngine,
     load_engine,
 )
@@ -118,9 +119,20 @@ class _Asker:
                 server_name=self._question.server_name,
             )
             hop = self._hop(name, service, found)
+        connection = self._with_server_name(router, connection, hop, service, found)
         decision = router.decide(connection, hop, rng, trace=True)
         hints = self._hints(decision, service, hop) if isinstance(router, TableRouter) else ()
         return Explanation(name, hop, connection, decision, self._client, tuple(found), hints)
+
+    def _with_server_name(
+        self, router: Router, connection: Connection, hop: Hop, service: Service | None, notes: list[str]
+    ) -> Connection:
+        """Where rules go by server name and none was given: the one a TLS client would send for this host."""
+        if connection.server_name or is_ip(self._host) or not router.wants_server_name(connection, hop):
+            return connection
+        name = service.hostname if service is not None and "." not in self._host else self._host
+        notes.append(f"the client is taken to speak TLS with server name {name} (--sni)")
+        return replace(connection, protocol="tls", server_name=name)
 
     def _workload(self, text: str) -> Workload:
         """The client: a pod by its name, or any pod of the workload of that name."""

@@ -139,6 +139,23 @@ def test_the_explanation_is_what_the_data_path_decides() -> None:
     assert decision.chosen == found.decision.chosen
 
 
+def test_the_server_name_of_a_tls_client_is_that_of_the_host(tmp_path: Path) -> None:
+    (tmp_path / "gateway.yaml").write_text(
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: default}\n"
+        "spec:\n  selector: {istio: g}\n  servers:\n"
+        "  - {port: {number: 443, name: t, protocol: TLS}, hosts: ['*.x.com'], tls: {mode: PASSTHROUGH}}\n"
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: default}\n"
+        "spec:\n  hosts: [a.x.com]\n  gateways: [g]\n"
+        "  tls: [{match: [{sniHosts: [a.x.com]}], route: [{destination: {host: echo-server-2}}]}]\n"
+    )
+    found = read_configuration([*(EXAMPLES / name for name in MESH), tmp_path])
+    (named,) = explain(found, Question("a.x.com:443", via="default/g"), ["ambient"])
+    assert reached(named) == "hello-2"
+    assert named.connection.server_name == "a.x.com"
+    (other,) = explain(found, Question("a.x.com:443", via="default/g", server_name="b.x.com"), ["ambient"])
+    assert reached(other) == "closed"
+
+
 @pytest.mark.parametrize(
     ("question", "code", "hint"),
     [

@@ -280,6 +280,16 @@ def test_raw_tcp_cannot_be_routed_by_host(make_documents: Documents) -> None:
     assert "default/one" in found["TCP-HOST-ROUTING"].message
 
 
+def test_rules_for_the_same_hosts_are_no_routing_by_host(make_documents: Documents) -> None:
+    one, two = (
+        virtual_service(f"{{hosts: [a.x], gateways: [a], tcp: [{{{TO_ECHO}}}]}}", name)
+        for name in ("one", "two")
+    )
+    assert "TCP-HOST-ROUTING" not in by_code(
+        findings(make_documents, BASE, GATEWAY_POD, gateway("a", 90), one, two)
+    )
+
+
 def test_source_attributes_do_nothing_at_a_gateway(make_documents: Documents) -> None:
     match = "{sourceNamespace: x, destinationSubnets: [10.0.0.0/8]}"
     text = virtual_service(f"{{hosts: ['*'], gateways: [a], tcp: [{{match: [{match}], {TO_ECHO}}}]}}")

@@ -39,11 +39,15 @@ def test_a_port_replaces_every_part() -> None:
     base = spec(
         loadBalancer={"simple": "RANDOM"},
         connectionPool={"tcp": {"connectTimeout": "2s"}},
+        outlierDetection={},
+        tls={"mode": "SIMPLE"},
         portLevelSettings=[{"port": {"number": 80}, "loadBalancer": {"simple": "ROUND_ROBIN"}}],
     )
     at_port, elsewhere = resolve(base, None, 80), resolve(base, None, 81)
     assert (at_port.balancing, at_port.pool.connect_timeout) == (Balancing.ROUND_ROBIN, 10.0)
+    assert (at_port.outlier, at_port.tls.mode) == (None, TlsMode.AUTO)
     assert (elsewhere.balancing, elsewhere.pool.connect_timeout) == (Balancing.RANDOM, 2.0)
+    assert (elsewhere.outlier is None, elsewhere.tls.mode) == (False, TlsMode.SIMPLE)
 
 
 def test_a_part_of_the_subset_applies_over_the_port_of_the_host() -> None:
