@@ -126,6 +126,14 @@ class NodeProcess(Process):
         """The metrics as Prometheus would scrape them."""
         return self._get(self._metrics, "/metrics").raise_for_status().text
 
+    def sample(self, name: str) -> float | None:
+        """The value of a metric without labels, None while it has none."""
+        for line in self.metrics().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return float(value)
+        return None
+
     @staticmethod
     def _get(port: int, path: str) -> httpx.Response:
         return httpx.get(f"http://{LOOPBACK}:{port}{path}", timeout=HTTP_SECONDS, trust_env=False)

@@ -257,6 +257,7 @@ class Runtime:
             await asyncio.sleep(TICK_SECONDS)
             now = loop.time()
             plane.metrics.tick(now - due)
+            plane.metrics.tasks.set(len(asyncio.all_tasks()))
             plane.pool.tick(now)
             self._role.tick(now)
             plane.metrics.pool_hits.inc(by=plane.pool.hits - hits)

@@ -93,6 +93,7 @@ class Metrics:
                 ("stage", "code"),
             )
         )
+        self.tasks = self.add(Gauge("ztun_event_loop_tasks", "Tasks of the event loop (unstable)"))
         self.loop_lag_seconds = self.add(
             Histogram(
                 "ztun_event_loop_lag_seconds",

@@ -18,6 +18,7 @@ from tests.peers.traffic import Address, ApplicationProcess
 pytestmark = pytest.mark.net
 
 CONNECTIONS = 10_000
+TASKS = "ztun_event_loop_tasks"
 SPARE_DESCRIPTORS = 1000
 LEFT_SECONDS = 5.0  # the promise: nothing is left five seconds after the connections have closed
 
@@ -60,15 +61,19 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 def test_ten_thousand_connections_at_once_and_nothing_left(pair: Pair) -> None:
     assert traffic.echo(pair.entry, b"warm") == b"warm"
     nodes = (pair.source, pair.destination)
-    before = [node.descriptors() for node in nodes]
+    for node in nodes:
+        node.wait_until(lambda node=node: node.sample(TASKS) is not None, "a first count of tasks")  # type: ignore[misc]
+    before = [(node.descriptors(), node.sample(TASKS) or 0) for node in nodes]
     with traffic.OpenEchoes() as echoes:
         echoes.open(pair.entry, CONNECTIONS)
         echoes.check()
         assert all(node.descriptors() >= CONNECTIONS for node in nodes)
-    for node, count in zip(nodes, before, strict=True):
+    for node, (descriptors, tasks) in zip(nodes, before, strict=True):
         node.wait_until(
-            lambda node=node, count=count: node.descriptors() <= count,  # type: ignore[misc]
-            f"back to {count} descriptors",
+            lambda node=node, descriptors=descriptors, tasks=tasks: (  # type: ignore[misc]
+                node.descriptors() <= descriptors and (node.sample(TASKS) or 0) <= tasks
+            ),
+            f"back to {descriptors} descriptors and {tasks:g} tasks",
             LEFT_SECONDS,
         )
     assert traffic.echo(pair.entry, b"after") == b"after"
