@@ -98,6 +98,7 @@ GW-TLS-MATERIAL a terminating server without, or with too many, certificate sour
 GW-TLS-MODE an unknown tls mode
 GW-BIND bind is neither an address nor a unix path
 GW-TARGETPORT targetPort on a server port
+GW-TARGETPORT-TAKEN two server ports are the same port of the gateway's pod
 GAPI-WAYPOINT-LISTENER a waypoint with anything but one HBONE listener on port 15008
 GAPI-REFNOTPERMITTED a backend in another namespace without a ReferenceGrant
 GAPI-INVALID-KIND a backend of a kind that is not known
@@ -144,6 +145,8 @@ IST0167 a policy is attached to a service without waypoint: nobody enforces it
 IST0174 the host of a DestinationRule matches no service
 GW-MATCH-SOURCE sourceLabels or sourceNamespace on a rule that a gateway uses
 GW-MATCH-SUBNETS destinationSubnets on a rule that a gateway uses
+GW-HTTP a server for HTTP, which a layer-4 gateway does not open
+GW-NO-ROUTE a server that no VirtualService has a route for, so its port is not opened
 GW-DUP-HOST a server lost a host to another one
 GW-DUP-SNI a server name is already routed on this port
 TCP-HOST-ROUTING two VirtualServices with different hosts on one raw TCP server
