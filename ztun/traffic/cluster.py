@@ -72,11 +72,11 @@ class Cluster:
         return limit is not None and self.active >= limit
 
     def update(self, policy: TrafficPolicy, members: Sequence[Member], now: float) -> None:
-        """Take a new configuration; what is known of endpoints that stay is kept."""
+        """Take a new configuration; what is known of endpoints that stay is kept. Capacity 0 takes no connections."""
         if policy.outlier != self._policy.outlier:
             self._outliers = OutlierDetector(policy.outlier) if policy.outlier else None
         self._policy = policy
-        self._members = {member.key: member for member in members}
+        self._members = {member.key: member for member in members if member.workload.capacity > 0}
         # Endpoints that are there from the start are warm: nothing was sent elsewhere meanwhile.
         first = now if self._started else float("-inf")
         self._since = {key: self._since.get(key, first) for key in self._members}
@@ -185,14 +185,14 @@ class Cluster:
         """Over all endpoints, so that one that is tried or ejected moves nobody else."""
         if self._table is None:
             keys = sorted(self._members)
-            weights = [float(max(self._members[key].workload.capacity, 1)) for key in keys]
+            weights = [float(self._members[key].workload.capacity) for key in keys]
             made = MaglevTable if self._policy.balancing is Balancing.MAGLEV else HashRing
             self._table = made(keys, weights, self._policy.table_size)
         return self._table
 
     def _weight(self, key: EndpointKey, now: float) -> float:
         """Capacity, less while warming up: a share that grows with the time since the endpoint joined."""
-        weight = float(max(self._members[key].workload.capacity, 1))
+        weight = float(self._members[key].workload.capacity)
         warmup = self._policy.warmup
         if warmup is None or self._policy.balancing not in _WARMED:
             return weight

@@ -125,6 +125,13 @@ def test_connections_above_the_limit_are_refused() -> None:
     assert cluster.active == 1
 
 
+def test_an_endpoint_without_capacity_takes_no_connections() -> None:
+    cluster = Cluster(policy(Balancing.ROUND_ROBIN), [member(1, capacity=0), member(2)], 0)
+    assert picked(cluster, 5) == {"10.0.0.2": 5}
+    cluster.update(TrafficPolicy(), [member(1, capacity=0)], 0)
+    assert picked(cluster, 1) == {"none": 1}
+
+
 def test_nothing_is_picked_when_everything_was_tried() -> None:
     cluster = Cluster(TrafficPolicy(), [member(1)], 0)
     tried = frozenset({("10.0.0.1", 9000)})
