@@ -147,6 +147,7 @@ GW-MATCH-SOURCE sourceLabels or sourceNamespace on a rule that a gateway uses
 GW-MATCH-SUBNETS destinationSubnets on a rule that a gateway uses
 GW-HTTP a server for HTTP, which a layer-4 gateway does not open
 GW-NO-ROUTE a server that no VirtualService has a route for, so its port is not opened
+GW-UNKNOWN the mesh has no pod and no Deployment of the name that a gateway was started with
 GW-DUP-HOST a server lost a host to another one
 GW-DUP-SNI a server name is already routed on this port
 TCP-HOST-ROUTING two VirtualServices with different hosts on one raw TCP server

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import typer
 
-from waypoint.cli import analyze, explain
+from waypoint.cli import analyze, explain, gateway
 from ztun.cli import outcome
 
 app = typer.Typer(
     name="waypoint",
-    help="Layer-4 routing: analyze and explain a configuration.",
+    help="Layer-4 routing: gateways, and what a configuration does and why.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 analyze.register(app)
 explain.register(app)
+gateway.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

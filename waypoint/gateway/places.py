@@ -12,8 +12,9 @@ from typing import TypeAlias
 
 from waypoint.routes.gateway_table import OpenListener
 from waypoint.routes.listeners import Listener, ListenerKind
+from ztun.mesh.document import Severity
 from ztun.mesh.model import Workload, canonical_ip, join_host_port
-from ztun.routing import Diagnostic, Severity
+from ztun.routing import Diagnostic
 
 Address: TypeAlias = tuple[str, int]
 """(IP address, port)."""

@@ -33,6 +33,7 @@ from ztun.resources.security import (
 from ztun.resources.settings import MeshSettings
 
 STATIC_STRICT = "istio_converted_static_strict"
+CONVERTED_PREFIX = "converted_peer_authentication_"
 _NO_IDENTITY = Match(not_principals=(StringMatch(StringMatchKind.PRESENCE),))
 
 
@@ -64,6 +65,11 @@ class _Modes:
             exempt: Rule = ((Match(not_destination_ports=lax),),) if lax else ()
             return ((*exempt, (_NO_IDENTITY,)),)
         return (((Match(destination_ports=strict),), (_NO_IDENTITY,)),) if strict else ()
+
+
+def is_converted(policy: Authorization) -> bool:
+    """Whether a policy comes from a PeerAuthentication; gateways, whose clients have no identity, skip those."""
+    return policy.name == STATIC_STRICT or policy.name.startswith(CONVERTED_PREFIX)
 
 
 def attach_peer_authentication(
@@ -112,7 +118,7 @@ def _first_set(mode: Mode, wider: Mode) -> Mode:
 
 def _policy(modes: _Modes, rules: tuple[Rule, ...], settings: MeshSettings) -> Authorization:
     if modes.ports and modes.source is not None:
-        name = f"converted_peer_authentication_{modes.source.name}"
+        name = f"{CONVERTED_PREFIX}{modes.source.name}"
         namespace = modes.source.namespace
     else:
         name, namespace = STATIC_STRICT, settings.root_namespace

@@ -67,9 +67,11 @@ ROUTING_KINDS: frozenset[Kind] = frozenset(
         ("gateway.networking.k8s.io", "TCPRoute"),
         ("gateway.networking.k8s.io", "TLSRoute"),
         ("gateway.networking.k8s.io", "ReferenceGrant"),
+        ("", "Namespace"),
+        ("", "Secret"),
     }
 )
-"""Kept as they are for whoever evaluates routes."""
+"""Kept as they are for whoever evaluates routes: labels of namespaces admit routes, Secrets hold certificates."""
 SILENT_KINDS: frozenset[Kind] = frozenset(
     {
         ("", "ServiceAccount"),

@@ -78,10 +78,10 @@ def test_unknown_kinds_are_reported_once_and_known_ones_not() -> None:
         make("Deployment", "a", api="apps/v1"),
         make("VirtualService", "a", api="networking.istio.io/v1", spec={"anything": 1}),
     ]
-    state = load(*silent, make("ConfigMap", "a"), make("ConfigMap", "b"), make("Secret", "a")).snapshot
+    state = load(*silent, make("ConfigMap", "a"), make("ConfigMap", "b"), make("Endpoints", "a")).snapshot
     assert [(one.code, one.severity, one.object) for one in state.problems] == [
         ("KIND", "info", "ConfigMap ns/a"),
-        ("KIND", "info", "Secret ns/a"),
+        ("KIND", "info", "Endpoints ns/a"),
     ]
 
 
