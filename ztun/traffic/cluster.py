@@ -54,22 +54,25 @@ class Cluster:
         self._members: dict[EndpointKey, Member] = {}
         self._since: dict[EndpointKey, float] = {}
         self._active: Counter[EndpointKey] = Counter()
+        self._total = 0
         self._round_robin = RoundRobin()
         self._outliers = OutlierDetector(policy.outlier) if policy.outlier else None
         self._table: HashTable | None = None
+        self._table_of: tuple[object, ...] = ()
+        self._table_checked = False
         self._started = False
         self.update(policy, members, now)
 
     @property
     def active(self) -> int:
-        """Connections that are open."""
-        return self._active.total()
+        """Connections that are open or being made."""
+        return self._total
 
     @property
     def full(self) -> bool:
         """Whether ``maxConnections`` forbids another one: it is closed at once."""
         limit = self._policy.pool.max_connections
-        return limit is not None and self.active >= limit
+        return limit is not None and self._total >= limit
 
     def update(self, policy: TrafficPolicy, members: Sequence[Member], now: float) -> None:
         """Take a new configuration; what is known of endpoints that stay is kept. Capacity 0 takes no connections."""
@@ -84,7 +87,7 @@ class Cluster:
         self._round_robin.retain(list(self._members))
         if self._outliers is not None:
             self._outliers.retain(self._members)
-        self._table = None
+        self._table_checked = False
 
     def pick(
         self,
@@ -107,21 +110,26 @@ class Cluster:
         keys = [member.key for member in candidates]
         return self._members[self._balanced(keys, asker, now, rng)]
 
-    def opened(self, key: EndpointKey) -> None:
-        """A connection to the endpoint was made."""
+    def taken(self, key: EndpointKey) -> None:
+        """A connection to the endpoint is being made; it counts until it is ``closed``."""
         self._active[key] += 1
+        self._total += 1
+
+    def opened(self, key: EndpointKey) -> None:
+        """It was made."""
         if self._outliers is not None:
             self._outliers.succeeded(key)
 
     def closed(self, key: EndpointKey) -> None:
-        """A connection that was opened has ended."""
+        """A connection that was taken has ended, or was not made."""
+        self._total -= 1
         if self._active[key] <= 1:
             del self._active[key]
         else:
             self._active[key] -= 1
 
     def failed(self, key: EndpointKey, now: float) -> bool:
-        """A connect failed; whether the endpoint is ejected because of it."""
+        """It could not be made; whether the endpoint is ejected because of that."""
         return self._outliers is not None and self._outliers.failed(key, now)
 
     def _usable(self, members: Sequence[Member], now: float) -> list[Member]:
@@ -183,11 +191,15 @@ class Cluster:
 
     def _hashing(self) -> HashTable:
         """Over all endpoints, so that one that is tried or ejected moves nobody else."""
-        if self._table is None:
+        if self._table is None or not self._table_checked:
+            balancing, size = self._policy.balancing, self._policy.table_size
             keys = sorted(self._members)
             weights = [float(self._members[key].workload.capacity) for key in keys]
-            made = MaglevTable if self._policy.balancing is Balancing.MAGLEV else HashRing
-            self._table = made(keys, weights, self._policy.table_size)
+            table_of = (balancing, size, keys, weights)
+            if self._table is None or table_of != self._table_of:
+                made = MaglevTable if balancing is Balancing.MAGLEV else HashRing
+                self._table, self._table_of = made(keys, weights, size), table_of
+            self._table_checked = True
         return self._table
 
     def _weight(self, key: EndpointKey, now: float) -> float:

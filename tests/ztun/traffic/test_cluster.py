@@ -65,11 +65,33 @@ def test_round_robin_skips_what_was_tried_without_losing_its_turn() -> None:
 def test_least_request_prefers_the_idle_endpoint() -> None:
     cluster = Cluster(policy(Balancing.LEAST_REQUEST), [member(1), member(2)], 0)
     for _ in range(5):
-        cluster.opened(("10.0.0.1", 9000))
+        cluster.taken(("10.0.0.1", 9000))
     assert picked(cluster, 20) == {"10.0.0.2": 20}
     for _ in range(5):
         cluster.closed(("10.0.0.1", 9000))
     assert set(picked(cluster, 50)) == {"10.0.0.1", "10.0.0.2"}
+
+
+def test_a_connection_counts_from_the_attempt_to_the_end() -> None:
+    limited = policy(Balancing.RANDOM, pool=PoolLimits(max_connections=1))
+    cluster = Cluster(limited, [member(1)], 0)
+    cluster.taken(("10.0.0.1", 9000))
+    assert cluster.full
+    cluster.opened(("10.0.0.1", 9000))
+    cluster.update(limited, [member(2)], 0)
+    assert cluster.active == 1
+    cluster.closed(("10.0.0.1", 9000))
+    assert not cluster.full
+
+
+def test_a_hash_table_is_made_again_only_for_other_endpoints() -> None:
+    hashed = policy(Balancing.MAGLEV, hash_source_ip=True, table_size=101)
+    cluster = Cluster(hashed, [member(1), member(2)], 0)
+    before = [picked(cluster, 1, Asker(ip=f"10.1.0.{at}")) for at in range(20)]
+    cluster.update(replace(hashed, pool=PoolLimits(max_connections=5)), [member(2), member(1)], 0)
+    assert [picked(cluster, 1, Asker(ip=f"10.1.0.{at}")) for at in range(20)] == before
+    cluster.update(hashed, [member(3)], 0)
+    assert picked(cluster, 1, Asker(ip="10.1.0.1")) == {"10.0.0.3": 1}
 
 
 def test_random_follows_capacity() -> None:
@@ -117,8 +139,8 @@ def test_an_ejected_endpoint_moves_only_its_own_clients() -> None:
 def test_connections_above_the_limit_are_refused() -> None:
     cluster = Cluster(TrafficPolicy(pool=PoolLimits(max_connections=2)), [member(1)], 0)
     assert not cluster.full
-    cluster.opened(("10.0.0.1", 9000))
-    cluster.opened(("10.0.0.1", 9000))
+    cluster.taken(("10.0.0.1", 9000))
+    cluster.taken(("10.0.0.1", 9000))
     assert cluster.full
     cluster.closed(("10.0.0.1", 9000))
     assert not cluster.full
