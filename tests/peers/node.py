@@ -84,30 +84,30 @@ class Forward:
         return f"{entry}={target}@{self.source.namespace}/{self.source.name}"
 
 
-class NodeProcess(Process):
-    """``ztun proxy`` for one node, with ports of its own for admin, metrics and readiness."""
+class ProxyProcess(Process):
+    """A proxy of any role, with ports of its own for admin, metrics and readiness.
+
+    ``command`` is what follows ``python -m``, without the options that every role has.
+    """
 
     def __init__(
         self,
-        node: str,
+        name: str,
+        command: Sequence[str],
         *,
         config: Path,
         authority: Path,
         directory: Path,
-        forwards: Sequence[Forward] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._admin, self._metrics, self._readiness = (free_port(LOOPBACK) for _ in range(3))
-        argv: list[str | Path] = [sys.executable, "-m", "ztun", "proxy"]
-        argv += ["--config", config, "--node", node, "--ca", authority]
+        argv: list[str | Path] = [sys.executable, "-m", *command, "--config", config, "--ca", authority]
         argv += ["--admin-port", str(self._admin), "--metrics-port", str(self._metrics)]
         argv += ["--readiness-port", str(self._readiness)]
-        for forward in forwards:
-            argv += ["--forward", str(forward)]
         super().__init__(
-            f"ztun-{node}",
+            name,
             argv,
-            directory / f"ztun-{node}.log",
+            directory / f"{name}.log",
             ready=self._answers_ready,
             environment={"PYTHONPATH": str(ROOT), **(environment or {})},
         )
@@ -137,3 +137,29 @@ class NodeProcess(Process):
     @staticmethod
     def _get(port: int, path: str) -> httpx.Response:
         return httpx.get(f"http://{LOOPBACK}:{port}{path}", timeout=HTTP_SECONDS, trust_env=False)
+
+
+class NodeProcess(ProxyProcess):
+    """``ztun proxy`` for one node."""
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        config: Path,
+        authority: Path,
+        directory: Path,
+        forwards: Sequence[Forward] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        command = ["ztun", "proxy", "--node", node]
+        for forward in forwards:
+            command += ["--forward", str(forward)]
+        super().__init__(
+            f"ztun-{node}",
+            command,
+            config=config,
+            authority=authority,
+            directory=directory,
+            environment=environment,
+        )

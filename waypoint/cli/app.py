@@ -6,17 +6,18 @@ from collections.abc import Sequence
 
 import typer
 
-from waypoint.cli import analyze, explain, gateway
+from waypoint.cli import analyze, explain, gateway, run
 from ztun.cli import outcome
 
 app = typer.Typer(
     name="waypoint",
-    help="Layer-4 routing: gateways, and what a configuration does and why.",
+    help="Layer-4 routing: waypoints, gateways, and what a configuration does and why.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+run.register(app)
 analyze.register(app)
 explain.register(app)
 gateway.register(app)

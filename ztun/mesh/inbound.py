@@ -13,7 +13,7 @@ from ztun.mesh.snapshot import Snapshot
 
 
 class InboundRefused(ZtunError):
-    """The request cannot be served; ``status`` is the HTTP status to answer with (400 or 503)."""
+    """The request cannot be served; ``status`` is the HTTP status to answer with (400, 404 or 503)."""
 
     stage = "connect-response"
 

@@ -20,6 +20,8 @@ from ztun.hbone.wire import ErrorCode
 from ztun.net.buffers import APP_READ_BYTES, LoopBuffers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ztun.hbone.stream import Sink, Source, TunnelStream
 
 HELD_BYTES = 256 * 1024
@@ -43,6 +45,7 @@ class AppSocket(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_aborted",
+        "_arrived",
         "_buffers",
         "_early",
         "_fd",
@@ -68,6 +71,7 @@ class AppSocket(asyncio.BufferedProtocol):
         self._source: Source | None = None
         self._in_place: TunnelStream | None = None
         self._early = b""
+        self._arrived: Callable[[], None] | None = None
         self._write_paused = False
         self._aborted = False
         self.bytes_read = 0
@@ -86,9 +90,31 @@ class AppSocket(asyncio.BufferedProtocol):
         """Say who is told of the end."""
         self._owner = owner
 
+    def unread(self, data: bytes) -> None:
+        """Take bytes that somebody else read from the connection, before ``start``; they come first."""
+        self._early = data + self._early
+        self.bytes_read += len(data)
+
+    @property
+    def early(self) -> bytes:
+        """What was read before ``start``; at most ``EARLY_BYTES``, and the sink gets it first."""
+        return self._early
+
+    def read_early(self, arrived: Callable[[], None]) -> None:
+        """Read some more before ``start``. ``arrived`` is called once: there are bytes, or the client has ended.
+
+        A later call, and ``start``, take the place of an earlier one.
+        """
+        if self.read_ended or self.closed or self._aborted or len(self._early) >= EARLY_BYTES:
+            arrived()
+            return
+        self._arrived = arrived
+        self.transport.resume_reading()
+
     def start(self, sink: Sink, source: Source, *, in_place: TunnelStream | None = None) -> None:
         """Begin to read into ``sink``. ``in_place`` is the same sink when it can use the headroom."""
         self._sink, self._source, self._in_place = sink, source, in_place
+        self._arrived = None
         more = True
         if self._early:
             early, self._early = self._early, b""
@@ -111,7 +137,8 @@ class AppSocket(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """As much of the shared buffer as the sink has room for."""
         if self._sink is None:
-            return self._buffers.app_space[:EARLY_BYTES]
+            # never empty: the loop takes that for an error, and may read once more than it was asked to
+            return self._buffers.app_space[: max(EARLY_BYTES - len(self._early), 1)]
         room = self._sink.room()
         if room >= APP_READ_BYTES:
             return self._buffers.app_space
@@ -130,12 +157,16 @@ class AppSocket(asyncio.BufferedProtocol):
             more = False
         if not more and not self.closed:
             self.transport.pause_reading()
+        if self._arrived is not None:
+            self._tell_arrived()
 
     def eof_received(self) -> bool:
         """FIN: nothing more to read; the other direction stays open until it ends too."""
         self.read_ended = True
         if self._sink is not None:
             self._sink.offer_end()
+        if self._arrived is not None:
+            self._tell_arrived()
         return not self.end_offered
 
     def pause_writing(self) -> None:
@@ -151,6 +182,8 @@ class AppSocket(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
         self.closed = True
+        if self._arrived is not None:
+            self._tell_arrived()
         if self._owner is not None:
             if exc is None and not self._aborted and not (self.read_ended and self.end_offered):
                 exc = ConnectionResetError("the connection ended before both sides were done")
@@ -219,6 +252,11 @@ class AppSocket(asyncio.BufferedProtocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
         transport.abort()
 
+    def _tell_arrived(self) -> None:
+        arrived, self._arrived = self._arrived, None
+        if arrived is not None:
+            arrived()
+
     def _lose(self, error: OSError) -> None:
         """A direct write failed: end the connection and tell the owner why."""
         self._aborted = True
@@ -227,3 +265,11 @@ class AppSocket(asyncio.BufferedProtocol):
             self.closed = True
             owner, self._owner = self._owner, None
             owner.socket_closed(self, error)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """End a connection with RST, so that the peer can tell it from an orderly end."""
+    sock: socket.socket = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError):  # already disconnected
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    transport.abort()

@@ -263,6 +263,7 @@ def _phrase(status: int) -> str:
         400: "400 Bad Request",
         401: "401 Unauthorized",
         403: "403 Forbidden",
+        404: "404 Not Found",
         503: "503 Service Unavailable",
     }
     return names.get(status, str(status))
@@ -273,5 +274,6 @@ def _hint(status: int) -> str:
         400: "the peer does not serve this destination",
         401: "an authorization policy at the destination denied the connection",
         403: "an authorization policy at the destination denied the connection",
+        404: "the waypoint does not serve this destination",
         503: "the destination's application is not reachable from its proxy",
     }.get(status, "")

@@ -51,7 +51,9 @@ class Inbound(TunnelServer):
         plane = self._plane
         judged = plane.snapshot
         self._authorize(tunnel, local, connection)
-        app, dialled = await plane.dial_plain((target.ip, target.port), tunnel.source[0])
+        # a PROXY protocol header is believed because it comes from the pod itself; the client's address is in it
+        source_ip = tunnel.source[0] if target.proxy_destination is None else target.ip
+        app, dialled = await plane.dial_plain((target.ip, target.port), source_ip)
         if plane.snapshot is not judged:
             # a reload judges established connections only; this one was between the two
             try:

@@ -51,7 +51,8 @@ class CompiledRouter:
         self._one_at_a_time = asyncio.Lock()
         self._log = get_logger("routing")
         if metrics is not None:
-            metrics.add(self._gauge())
+            metrics.add(self._findings_gauge())
+            metrics.add(self._generation_gauge())
 
     @property
     def current(self) -> Router:
@@ -127,7 +128,21 @@ class CompiledRouter:
                 hint="waypoint analyze lists them all",
             )
 
-    def _gauge(self) -> Family:
+    def _generation_gauge(self) -> Family:
+        def read() -> list[tuple[tuple[str, ...], float]]:
+            compiled = self._compiled
+            return (
+                [((self.engine.name,), float(compiled.snapshot.generation))] if compiled is not None else []
+            )
+
+        return ReadGauge(
+            "ztun_routing_generation",
+            "Generation of the configuration that connections are routed by (unstable)",
+            ("engine",),
+            read,
+        )
+
+    def _findings_gauge(self) -> Family:
         def read() -> list[tuple[tuple[str, ...], float]]:
             compiled = self._compiled
             counts = compiled.by_code if compiled is not None else {}

@@ -54,7 +54,7 @@ class TrafficLabels:
     ``destination_principal`` is the identity of the destination workload.
     """
 
-    reporter: Literal["source", "destination"]
+    reporter: Literal["source", "destination", "waypoint"]
     source: Workload | None = None
     destination: Workload | None = None
     service: Service | None = None
