@@ -56,6 +56,8 @@ class ConnectionTimeouts:
     """Without a byte in either direction; off, as a node proxy must not cut what TCP would keep."""
     socks5: float = 10.0
     """For the SOCKS5 negotiation of a client."""
+    client_hello: float = 5.0
+    """For a TLS client to say which server it wants, where routes depend on it; 0 looks only at what is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class ProxySettings:
     """Where the pods' HBONE listeners are. Peers dial 15008 all the same: something in between redirects it."""
     socks5: bool = False
     response_baggage: bool = True
+    registry_only: bool = False
+    """In sidecar mode: close connections to addresses that the mesh does not know, instead of passing them on."""
     require_source: bool = False
     """Refuse an inbound connection whose source address cannot be kept, instead of warning."""
     drain_deadline: float = 5.0
@@ -203,11 +207,13 @@ def settings_from(
         hbone_port=env.read("ZTUN_HBONE_PORT", HBONE_PORT, parse_port),
         socks5=env.flag("UNSTABLE_ENABLE_SOCKS5", default=False),
         response_baggage=env.flag("ENABLE_RESPONSE_BAGGAGE", default=True),
+        registry_only=env.read("ZTUN_OUTBOUND_TRAFFIC_POLICY", False, _registry_only),
         require_source=env.flag("ENABLE_ORIG_SRC", default=False),
         drain_deadline=_drain_deadline(env),
         timeouts=ConnectionTimeouts(
             half_closed=env.duration("ZTUN_HALF_CLOSED_TIMEOUT", ConnectionTimeouts().half_closed),
             idle=env.duration("ZTUN_IDLE_TIMEOUT", ConnectionTimeouts().idle),
+            client_hello=env.duration("ZTUN_CLIENT_HELLO_TIMEOUT", ConnectionTimeouts().client_hello),
         ),
         tunnel_timeouts=TunnelTimeouts(
             connect=env.duration("ZTUN_CONNECT_TIMEOUT", TunnelTimeouts().connect),
@@ -275,6 +281,13 @@ def _boolean(text: str) -> bool:
     if text not in ("true", "false"):
         raise ValueError("expected true or false")
     return text == "true"
+
+
+def _registry_only(text: str) -> bool:
+    """``outboundTrafficPolicy.mode`` of Istio's mesh configuration."""
+    if text not in ("ALLOW_ANY", "REGISTRY_ONLY"):
+        raise ValueError("expected ALLOW_ANY or REGISTRY_ONLY")
+    return text == "REGISTRY_ONLY"
 
 
 def _positive(text: str) -> int:

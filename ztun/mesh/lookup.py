@@ -95,7 +95,7 @@ def decide_outbound(
     Raises :class:`RouteError`: ``self_call``, ``unknown_hostname``, ``unknown_waypoint``,
     ``no_healthy_upstream``, ``no_valid_destination``, ``unsupported_network``.
     """
-    ip, service, workload = _destination(snapshot, source, host, port, network)
+    ip, service, workload = find_destination(snapshot, source, host, port, network)
     skip_waypoint = source.sidecar
     if service is not None:
         if service.waypoint is not None and not (
@@ -146,10 +146,13 @@ def route_to_workload(target: Workload, ip: str, port: int, service: Service | N
     )
 
 
-def _destination(
+def find_destination(
     snapshot: Snapshot, source: Workload, host: str, port: int, network: str
 ) -> tuple[str | None, Service | None, Workload | None]:
-    """The canonical IP (None for a name) and the service or else the workload it belongs to."""
+    """The canonical IP (None for a name) and the service or else the workload it belongs to, as ``source`` sees it.
+
+    Raises :class:`RouteError`: ``self_call``, ``unknown_hostname``.
+    """
     try:
         ip = canonical_ip(host)
     except ValueError:

@@ -55,6 +55,9 @@ class LiveConnection:
     half_closed_since: float = 0.0
     moved: int = 0
     moved_at: float = 0.0
+    idle_timeout: float = 0.0
+    """From the destination's traffic policy, as ``ends_at``; 0 switches a limit off."""
+    ends_at: float = 0.0
 
     @property
     def bytes_up(self) -> int:
@@ -207,7 +210,17 @@ class Connections:
 
     def _end_if_stuck(self, connection: LiveConnection, relay: Relay, now: float) -> None:
         limits = self._timeouts
-        if connection.half_closed_since and limits.half_closed:
+        idle = connection.idle_timeout or limits.idle
+        if connection.ends_at and now >= connection.ends_at:
+            relay.cut(
+                RelayError(
+                    "max_duration",
+                    f"the connection was open for {now - connection.started:.0f} s",
+                    hint="connectionPool.tcp.maxConnectionDuration of the DestinationRule sets the limit",
+                ),
+                ErrorCode.NO_ERROR,
+            )
+        elif connection.half_closed_since and limits.half_closed:
             since = max(connection.half_closed_since, connection.moved_at)
             if now - since >= limits.half_closed:
                 relay.cut(
@@ -217,13 +230,11 @@ class Connections:
                         hint="ZTUN_HALF_CLOSED_TIMEOUT sets the limit",
                     )
                 )
-        elif limits.idle and now - connection.moved_at >= limits.idle:
-            relay.cut(
-                RelayError(
-                    "idle_timeout", f"no byte for {limits.idle:g} s", hint="ZTUN_IDLE_TIMEOUT sets the limit"
-                ),
-                ErrorCode.NO_ERROR,
-            )
+        elif idle and now - connection.moved_at >= idle:
+            hint = "ZTUN_IDLE_TIMEOUT sets the limit"
+            if connection.idle_timeout:
+                hint = "connectionPool.tcp.idleTimeout of the DestinationRule sets the limit"
+            relay.cut(RelayError("idle_timeout", f"no byte for {idle:g} s", hint=hint), ErrorCode.NO_ERROR)
 
     # -- reports ---------------------------------------------------------------------------------------------
 

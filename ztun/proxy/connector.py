@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ztun.errors import ConnectError, ConnectRefused, RouteError, TunnelError, TunnelTlsError, ZtunError
@@ -12,6 +12,7 @@ from ztun.hbone.connect import connect_headers
 from ztun.mesh.address import is_hostname
 from ztun.mesh.baggage import encode_forwarded, new_traceparent
 from ztun.mesh.lookup import OutboundRoute, RouteKind
+from ztun.mesh.model import join_host_port
 from ztun.net.pool import PoolKey
 
 if TYPE_CHECKING:
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
     from ztun.hbone.stream import TunnelStream
     from ztun.mesh.model import Workload
     from ztun.net.app_socket import AppSocket
+    from ztun.net.dial import SocketOptions
     from ztun.proxy.plane import Plane
+    from ztun.traffic.policy import Keepalive, PoolLimits
 
 ATTEMPTS = 2  # the first endpoint and one other; no byte of the client was consumed before
+MAX_KEEPALIVE_SECONDS = 32_767  # what Linux accepts
+MAX_KEEPALIVE_PROBES = 127
 _SERVICE_UNAVAILABLE = 503
 
 
@@ -49,16 +54,18 @@ class Connector:
         source_address: tuple[str, int],
         route: OutboundRoute,
         another: Callable[[frozenset[str]], OutboundRoute],
+        limits: PoolLimits | None = None,
     ) -> Reached:
         """Reach the next hop, or on failure another endpoint once. Raises the first failure if both fail.
 
         ``another`` gives a route that avoids the workloads with these uids, or raises :class:`RouteError`.
+        ``limits`` are those of the destination's traffic policy.
         """
         excluded: frozenset[str] = frozenset()
         first: ZtunError | None = None
         for attempt in range(ATTEMPTS):
             try:
-                server, peer = await self.connect(source, source_address, route)
+                server, peer = await self.connect(source, source_address, route, limits)
             except ZtunError as error:
                 first = first or error
                 if attempt + 1 == ATTEMPTS or not worth_another(error):
@@ -76,17 +83,44 @@ class Connector:
         raise AssertionError("unreachable")
 
     async def connect(
-        self, source: Workload, source_address: tuple[str, int], route: OutboundRoute
+        self,
+        source: Workload,
+        source_address: tuple[str, int],
+        route: OutboundRoute,
+        limits: PoolLimits | None = None,
     ) -> tuple[AppSocket | TunnelStream, PeerIdentity | None]:
         """The server end, and who it is when it is a tunnel. Raises :class:`ZtunError` of the stage that failed.
 
         ``source`` is the local workload in whose name the connection is made; ``source_address`` is the client's,
         which is another one when ``source`` is a waypoint or gateway.
         """
+        if limits is None:
+            return await self._connect(source, source_address, route, None)
+        try:
+            async with asyncio.timeout(limits.connect_timeout):
+                return await self._connect(source, source_address, route, limits.keepalive)
+        except TimeoutError:
+            raise ConnectError(
+                "connect_timeout",
+                f"the destination did not take the connection within {limits.connect_timeout:g} s",
+                hint="connectionPool.tcp.connectTimeout of its DestinationRule sets the limit",
+                peer=join_host_port(*route.address),
+            ) from None
+
+    async def _connect(
+        self,
+        source: Workload,
+        source_address: tuple[str, int],
+        route: OutboundRoute,
+        keepalive: Keepalive | None,
+    ) -> tuple[AppSocket | TunnelStream, PeerIdentity | None]:
         plane = self._plane
         address = await self._resolve(route.address)
         if route.kind in (RouteKind.PASSTHROUGH, RouteKind.TCP):
-            app, _ = await plane.dial_plain(address, _source_ip(source, source_address, address))
+            options = _with_keepalive(plane.settings.sockets, keepalive)
+            app, _ = await plane.dial_plain(
+                address, _source_ip(source, source_address, address), options=options
+            )
             return app, None
         assert route.authority is not None
         headers = connect_headers(
@@ -126,6 +160,23 @@ def _source_ip(source: Workload, client: tuple[str, int], address: tuple[str, in
         return client[0]
     wants_v6 = ":" in address[0]
     return next((ip for ip in source.addresses if (":" in ip) is wants_v6), None)
+
+
+def _with_keepalive(options: SocketOptions, keepalive: Keepalive | None) -> SocketOptions:
+    """Of a plain connection; a tunnel is shared by many and kept alive by its own pings."""
+    if keepalive is None:
+        return options
+    return replace(
+        options,
+        keepalive=True,
+        keepalive_time=_clamped(keepalive.time, options.keepalive_time, MAX_KEEPALIVE_SECONDS),
+        keepalive_interval=_clamped(keepalive.interval, options.keepalive_interval, MAX_KEEPALIVE_SECONDS),
+        keepalive_probes=_clamped(keepalive.probes, options.keepalive_probes, MAX_KEEPALIVE_PROBES),
+    )
+
+
+def _clamped(value: float | None, default: int, highest: int) -> int:
+    return default if value is None else min(max(1, round(value)), highest)
 
 
 def worth_another(error: ZtunError) -> bool:

@@ -1,4 +1,4 @@
-"""The node proxy: a runtime whose role is to serve the pods of one node."""
+"""The node proxy: a runtime whose role is to serve the pods of one node, or one pod in sidecar mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from ztun.proxy.outbound import Outbound
 from ztun.proxy.passthrough import Passthrough
 from ztun.proxy.pods import Pods
 from ztun.proxy.process import run_process
+from ztun.proxy.routers import CompiledRouter
 from ztun.proxy.runtime import Runtime
+from ztun.proxy.sidecar import SidecarOutbound
+from ztun.routing import load_engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +38,12 @@ class NodeRole:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self._inbound = Inbound(plane)
-        self._outbound = Outbound(plane)
+        self._routers: CompiledRouter | None = None
+        if plane.settings.mode == "sidecar":
+            self._routers = CompiledRouter(load_engine(plane.settings.engine), plane.metrics)
+            self._outbound: Outbound = SidecarOutbound(plane, self._routers)
+        else:
+            self._outbound = Outbound(plane)
         self._pods = Pods(plane, self._outbound, self._inbound, Passthrough(plane))
         self._forwards: list[asyncio.Server] = []
 
@@ -49,15 +57,19 @@ class NodeRole:
         return self._pods.served()
 
     async def open(self) -> None:
-        """Captures and forwards."""
+        """Captures and forwards, in sidecar mode after the rules were compiled."""
+        if self._routers is not None:
+            self._routers.load(self._plane.snapshot)
         if self._plane.settings.capture:
             await self._pods.open_captures()
         for forward in self._plane.settings.forwards:
             self._forwards.append(await open_forward(self._plane, self._outbound, forward))
 
     async def reconcile(self, snapshot: Snapshot) -> None:
-        """Open and close the listeners of pods that came and went."""
+        """Open and close the listeners of pods that came and went, and follow the rules."""
         await self._pods.reconcile(snapshot)
+        if self._routers is not None:
+            await self._routers.recompile(snapshot)
 
     def retry_due(self, now: float) -> bool:
         """Whether pods without listeners should be tried again."""

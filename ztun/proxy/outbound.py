@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ztun.errors import CaptureError, RelayError, ZtunError
@@ -11,16 +12,60 @@ from ztun.mesh.lookup import OutboundRoute, decide_outbound
 from ztun.mesh.model import join_host_port
 from ztun.net.relay import Relay
 from ztun.proxy.connections import LiveConnection
-from ztun.proxy.connector import Connector
+from ztun.proxy.connector import Connector, worth_another
 from ztun.telemetry.labels import TrafficLabels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ztun.hbone.stream import TunnelStream
     from ztun.mesh.model import Workload
     from ztun.net.app_socket import AppSocket
+    from ztun.proxy.destinations import Lease
     from ztun.proxy.plane import Plane
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A connection on its way out: its client's end, the local workload it belongs to, where it wants to go.
+
+    ``answered`` is called once before bytes flow, with None when the destination took the connection and with the
+    reason when it did not; the client is closed in that case.
+    """
+
+    client: AppSocket
+    source: Workload
+    source_address: tuple[str, int]
+    host: str
+    port: int
+    started: float
+    answered: Callable[[ZtunError | None], None] | None = None
+
+    @property
+    def source_text(self) -> str:
+        """``ip:port`` of the client."""
+        return join_host_port(*self.source_address)
+
+    @property
+    def original(self) -> str:
+        """``host:port`` that it dialled."""
+        return join_host_port(self.host, self.port)
+
+    def turn_away(self, error: ZtunError) -> None:
+        """Close the client: with an answer where it waits for one, else with RST."""
+        if self.answered is not None:
+            self.answered(error)
+            self.client.abort(ErrorCode.NO_ERROR)
+        else:
+            self.client.abort(ErrorCode.CONNECT_ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What was decided: the first route, another one for the second attempt, and the place that is taken there."""
+
+    route: OutboundRoute
+    another: Callable[[frozenset[str]], OutboundRoute]
+    lease: Lease | None = None
 
 
 class Outbound:
@@ -40,90 +85,99 @@ class Outbound:
         *,
         answered: Callable[[ZtunError | None], None] | None = None,
     ) -> None:
-        """Carry one connection to ``host`` (IP address or name) and ``port``.
-
-        ``answered`` is called once before bytes flow, with None when the destination took the connection and with
-        the reason when it did not; the client is closed in that case.
-        """
-        plane = self._plane
-        started = plane.loop.time()
-        source_text = join_host_port(*source_address)
-        original = join_host_port(host, port)
+        """Carry one connection to ``host`` (IP address or name) and ``port``; see :class:`Departure`."""
+        started = self._plane.loop.time()
+        departure = Departure(client, source, source_address, host, port, started, answered)
         try:
-            route = self._decide(source, source_address[0], host, port, frozenset())
+            way = self._decide(departure)
         except ZtunError as error:
-            plane.connections.refused("outbound", source_text, original, error)
-            _turn_away(client, answered, error)
+            self._refuse(departure, error)
             return
-        connection = self._live(source, source_text, original, route, started)
+        await self._carry(departure, way)
+
+    def _decide(self, departure: Departure) -> Way:
+        """The way through the mesh. Raises :class:`RouteError`."""
+        plane = self._plane
+
+        def route(excluded: frozenset[str]) -> OutboundRoute:
+            return decide_outbound(
+                plane.snapshot,
+                departure.source,
+                departure.host,
+                departure.port,
+                rng=plane.rng,
+                network=plane.settings.network,
+                source_ip=departure.source_address[0],
+                excluded=excluded,
+            )
+
+        return Way(route(frozenset()), route)
+
+    def _refuse(self, departure: Departure, error: ZtunError) -> None:
+        """The end of a connection that never came to a decision."""
+        self._plane.connections.refused("outbound", departure.source_text, departure.original, error)
+        departure.turn_away(error)
+
+    async def _carry(self, departure: Departure, way: Way) -> None:
+        """Reach the next hop and join the two ends."""
+        plane, lease = self._plane, way.lease
+        connection = _live(departure, way.route, lease)
         plane.connections.opened(connection)
-        try:
-            route, server = await self._establish(connection, source_address, host, port, route)
-        except ZtunError as error:
+
+        def finished(error: ZtunError | None) -> None:
+            if lease is not None:
+                lease.close()
             plane.connections.finished(connection, error)
-            _turn_away(client, answered, error)
+
+        try:
+            reached = await self._connector.reach(
+                departure.source,
+                departure.source_address,
+                way.route,
+                way.another,
+                lease.limits if lease is not None else None,
+            )
+        except ZtunError as error:
+            if lease is not None and worth_another(error):
+                lease.failed()
+            finished(error)
+            departure.turn_away(error)
             return
         except asyncio.CancelledError:
             shutdown = RelayError("shutdown", "the proxy shuts down")
-            plane.connections.finished(connection, shutdown)
-            _turn_away(client, answered, shutdown)
+            finished(shutdown)
+            departure.turn_away(shutdown)
             raise
-        connection.actual_destination = join_host_port(*route.address)
-        connection.hbone_addr = route.authority or ""
-        if answered is not None:
-            answered(None)
-        connection.relay = Relay(client, server, lambda error: plane.connections.finished(connection, error))
-        connection.relay.start()
-
-    def _decide(
-        self, source: Workload, source_ip: str, host: str, port: int, excluded: frozenset[str]
-    ) -> OutboundRoute:
-        plane = self._plane
-        return decide_outbound(
-            plane.snapshot,
-            source,
-            host,
-            port,
-            rng=plane.rng,
-            network=plane.settings.network,
-            source_ip=source_ip,
-            excluded=excluded,
-        )
-
-    async def _establish(
-        self,
-        connection: LiveConnection,
-        source_address: tuple[str, int],
-        host: str,
-        port: int,
-        route: OutboundRoute,
-    ) -> tuple[OutboundRoute, AppSocket | TunnelStream]:
-        """Reach the next hop, or on failure another endpoint once. Raises the first failure if both fail."""
-        source = connection.local
-        reached = await self._connector.reach(
-            source,
-            source_address,
-            route,
-            lambda excluded: self._decide(source, source_address[0], host, port, excluded),
-        )
+        if lease is not None:
+            lease.opened()
+        route = reached.route
         connection.peer = reached.peer
         if reached.failure is not None:
-            self._plane.connections.rerouted(connection, _labels(source, reached.route), reached.failure)
-        return reached.route, reached.server
+            plane.connections.rerouted(connection, _labels(departure.source, route), reached.failure)
+        connection.actual_destination = join_host_port(*route.address)
+        connection.hbone_addr = route.authority or ""
+        if departure.answered is not None:
+            departure.answered(None)
+        connection.relay = Relay(departure.client, reached.server, finished)
+        connection.relay.start()
 
-    def _live(
-        self, source: Workload, source_text: str, original: str, route: OutboundRoute, started: float
-    ) -> LiveConnection:
-        return LiveConnection(
-            direction="outbound",
-            local=source,
-            source_addr=source_text,
-            original_destination=original,
-            actual_destination=join_host_port(*route.address),
-            hbone_addr=route.authority or "",
-            started=started,
-            labels=_labels(source, route),
-        )
+
+def _live(departure: Departure, route: OutboundRoute, lease: Lease | None) -> LiveConnection:
+    connection = LiveConnection(
+        direction="outbound",
+        local=departure.source,
+        source_addr=departure.source_text,
+        original_destination=departure.original,
+        actual_destination=join_host_port(*route.address),
+        hbone_addr=route.authority or "",
+        started=departure.started,
+        labels=_labels(departure.source, route),
+    )
+    if lease is not None:
+        connection.idle_timeout = lease.limits.idle_timeout or 0.0
+        if lease.limits.max_connection_duration is not None:
+            connection.ends_at = departure.started + lease.limits.max_connection_duration
+    return connection
 
 
 def _labels(source: Workload, route: OutboundRoute) -> TrafficLabels:
@@ -137,16 +191,6 @@ def _labels(source: Workload, route: OutboundRoute) -> TrafficLabels:
         route.destination.identity if tunnelled and route.destination is not None else None,
         tunnelled,
     )
-
-
-def _turn_away(
-    client: AppSocket, answered: Callable[[ZtunError | None], None] | None, error: ZtunError
-) -> None:
-    if answered is not None:
-        answered(error)
-        client.abort(ErrorCode.NO_ERROR)
-    else:
-        client.abort(ErrorCode.CONNECT_ERROR)
 
 
 async def wait_for_workload(plane: Plane, find: Callable[[], Workload | None], what: str) -> Workload:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ztun.config import ProxySettings
     from ztun.mesh.model import Workload
     from ztun.mesh.snapshot import Snapshot
+    from ztun.net.dial import SocketOptions
     from ztun.telemetry.access_log import AccessLog
     from ztun.telemetry.metrics import Metrics
 
@@ -167,11 +168,13 @@ class Plane:
         self.metrics.pool_dials.inc()
         return tunnel
 
-    async def dial_plain(self, address: tuple[str, int], source_ip: str | None) -> tuple[AppSocket, Dialled]:
+    async def dial_plain(
+        self, address: tuple[str, int], source_ip: str | None, *, options: SocketOptions | None = None
+    ) -> tuple[AppSocket, Dialled]:
         """A TCP connection to an application or a plain destination. Raises :class:`ConnectError`."""
         dialled = await connect(
             address,
-            options=self.settings.sockets,
+            options=options if options is not None else self.settings.sockets,
             timeout=self.settings.tunnel_timeouts.connect,
             source_ip=source_ip,
         )

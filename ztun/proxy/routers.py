@@ -11,18 +11,19 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ztun.errors import ConfigError
+from ztun.errors import ConfigError, RouteError
 from ztun.routing import DocumentReader
 from ztun.sources.collection import collection_postponed
 from ztun.telemetry.families import Family, ReadGauge
 from ztun.telemetry.logging import get_logger
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Mapping
 
     from ztun.mesh.document import Problem
     from ztun.mesh.snapshot import Snapshot
-    from ztun.routing import Router, RoutingEngine
+    from ztun.routing import Connection, Decision, Hop, Router, RoutingEngine
     from ztun.telemetry.metrics import Metrics
 
 MAX_FINDINGS_LOGGED = 200  # per change; `waypoint analyze` lists them all
@@ -69,6 +70,20 @@ class CompiledRouter:
         """What the engine left out or does not honour in ``snapshot``."""
         return self._state.findings
 
+    def decide(self, connection: Connection, hop: Hop, rng: random.Random) -> Decision:
+        """Ask the newest router. Raises :class:`RouteError` ``engine_error`` where it breaks its promise not to."""
+        try:
+            return self.current.decide(connection, hop, rng)
+        except Exception as error:  # an engine may be anybody's
+            raise self._broken(error) from error
+
+    def wants_server_name(self, connection: Connection, hop: Hop) -> bool:
+        """Whether a ClientHello has to be waited for. Raises as ``decide`` does."""
+        try:
+            return self.current.wants_server_name(connection, hop)
+        except Exception as error:
+            raise self._broken(error) from error
+
     def load(self, snapshot: Snapshot) -> None:
         """Compile here and now, before there is traffic. Raises :class:`ConfigError` when the engine fails."""
         try:
@@ -98,6 +113,13 @@ class CompiledRouter:
             self._take(made)
 
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def _broken(self, error: Exception) -> RouteError:
+        return RouteError(
+            "engine_error",
+            f"routing engine {self.engine.name!r} failed: {error!r}",
+            hint="this is an error of the engine; the connection is closed because nobody decided on it",
+        )
 
     @property
     def _state(self) -> _Compiled:
