@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -252,9 +253,27 @@ def sample(proxy: ProxyProcess, name: str, *, default: float = 0.0, **labels: st
     return sum(found) if found else default
 
 
+def records(proxy: Process) -> list[dict[str, Any]]:
+    """The log of a proxy."""
+    found = []
+    for line in proxy.log.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # being written, or not of the proxy
+            found.append(json.loads(line))
+    return found
+
+
+async def logged(proxy: Process, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first record that is wanted; waits for it."""
+    await until(proxy, "logging it", lambda: any(map(wanted, records(proxy))))
+    return next(filter(wanted, records(proxy)))
+
+
 async def ask(address: Address, line: str = "test") -> str | None:
     """The answer to one line over a connection of its own; None when it was closed instead."""
-    reader, writer = await asyncio.open_connection(*address)
+    try:
+        reader, writer = await asyncio.open_connection(*address)
+    except ConnectionError:
+        return None  # closed so quickly that connecting noticed
     try:
         writer.write(f"{line}\n".encode())
         answer = await reader.readline()

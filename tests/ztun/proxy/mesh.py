@@ -25,6 +25,7 @@ from certs.store import CertificateStore
 from tests.ztun.proxy.journal import Journal, sample
 from ztun.config import Forward, ProxySettings
 from ztun.errors import RelayError
+from ztun.mesh.document import Document
 from ztun.mesh.model import Authorization, Service, ServicePort, TunnelProtocol, Vip, Workload
 from ztun.mesh.snapshot import Snapshot, build_snapshot
 from ztun.net.app_socket import AppSocket
@@ -137,6 +138,7 @@ class Mesh:
         self.workloads: dict[str, Workload] = {}
         self.services: dict[str, Service] = {}
         self.policies: dict[str, Authorization] = {}
+        self.documents: list[Document] = []
         self.settings: dict[str, Any] = {}
         self.nodes: dict[str, Node] = {}
         self._generation = 0
@@ -190,6 +192,7 @@ class Mesh:
             workloads=self.workloads.values(),
             services=self.services.values(),
             policies=self.policies.values(),
+            documents=self.documents,
             generation=self._generation,
         )
 
@@ -201,22 +204,27 @@ class Mesh:
             self.nodes[name] = await self._start(name, {**self.settings, **settings})
 
     async def _start(self, name: str, settings: Mapping[str, Any]) -> Node:
-        store = CertificateStore(self.ca, now=lambda: datetime.now(UTC), rng=random.Random(1))
-        await store.start()
-        journal, metrics = Journal(), Metrics()
-        plane = Plane(
-            replace(ProxySettings(config_paths=(Path("mesh.yaml"),), node=name, ca="memory"), **settings),
-            self.snapshot(),
-            store,
-            metrics,
-            journal,  # type: ignore[arg-type]  # the three calls of an access log
-            rng=random.Random(2),
-        )
+        plane, journal = await self.plane(name, settings)
         inbound, outbound = Inbound(plane), Outbound(plane)
         passthrough = Passthrough(plane)
         pods = Pods(plane, outbound, inbound, passthrough)
         await pods.reconcile(plane.snapshot)
-        return Node(plane, pods, inbound, outbound, passthrough, journal, metrics, [])
+        return Node(plane, pods, inbound, outbound, passthrough, journal, plane.metrics, [])
+
+    async def plane(self, name: str, settings: Mapping[str, Any]) -> tuple[Plane, Journal]:
+        """What a proxy of any role consists of, and where its reports go."""
+        store = CertificateStore(self.ca, now=lambda: datetime.now(UTC), rng=random.Random(1))
+        await store.start()
+        journal = Journal()
+        plane = Plane(
+            replace(ProxySettings(config_paths=(Path("mesh.yaml"),), node=name, ca="memory"), **settings),
+            self.snapshot(),
+            store,
+            Metrics(),
+            journal,  # type: ignore[arg-type]  # the three calls of an access log
+            rng=random.Random(2),
+        )
+        return plane, journal
 
     async def apply(self) -> None:
         """Give every node the current state."""
