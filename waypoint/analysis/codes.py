@@ -96,6 +96,7 @@ GW-TLS-MISSING a TLS or HTTPS server without tls
 GW-TLS-UNEXPECTED tls on a server of another protocol
 GW-TLS-MATERIAL a terminating server without, or with too many, certificate sources
 GW-TLS-MODE an unknown tls mode
+GW-TLS-CREDENTIAL a terminating server whose certificate, key or client CA cannot be used
 GW-BIND bind is neither an address nor a unix path
 GW-TARGETPORT targetPort on a server port
 GW-TARGETPORT-TAKEN two server ports are the same port of the gateway's pod

@@ -1,4 +1,4 @@
-"""A connection from outside: who decides about it, which endpoint takes it, and one retry elsewhere."""
+"""A connection from outside: which rule takes it, where its TLS ends, and then as any connection into the mesh."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from waypoint.gateway.gatekeeper import admit, policies_of
-from waypoint.onward import destination_of, onward
-from ztun.errors import RelayError, RouteError, ZtunError
+from waypoint.gateway.termination import Terminator, server_key
+from waypoint.routes.listeners import ListenerKind, TlsTreatment
+from ztun.errors import CaptureError, RouteError, TunnelTlsError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.authorization import Attempt
 from ztun.mesh.model import join_host_port
 from ztun.net.app_socket import AppSocket
-from ztun.net.relay import Relay
-from ztun.proxy.connections import LiveConnection
-from ztun.proxy.connector import Connector
+from ztun.net.peek import peek_client_hello
+from ztun.net.tls_socket import TlsSocket
+from ztun.proxy.destinations import Destinations, destination_of
+from ztun.proxy.outbound import Departure, Outbound, Way
 from ztun.routing import Connection
-from ztun.telemetry.labels import TrafficLabels
+from ztun.traffic.cluster import Asker
 
 if TYPE_CHECKING:
+    from certs.spiffe import SpiffeId
     from waypoint.gateway.places import Address, Place
     from waypoint.gateway.view import View
     from ztun.mesh.lookup import OutboundRoute
-    from ztun.mesh.model import Workload
     from ztun.net.listeners import Accept
+    from ztun.proxy.connections import LiveConnection
+    from ztun.proxy.destinations import Lease
     from ztun.proxy.plane import Plane
+    from ztun.proxy.routers import CompiledRouter
     from ztun.routing import Destination
 
 
@@ -39,123 +44,153 @@ class Arrival:
     local: Address
     started: float
 
-    @property
-    def attempt(self) -> Attempt:
-        """The connection as policies see it."""
-        return Attempt(self.source[0], None, *self.local)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted(Departure):
+    """A connection that policies let in, with what they saw of it."""
+
+    attempt: Attempt
 
 
-class Ingress:
+class Ingress(Outbound):
     """Serves what the listeners accept. ``view`` is replaced on a reload."""
 
-    def __init__(self, plane: Plane) -> None:
-        self._plane = plane
-        self._connector = Connector(plane)
+    def __init__(self, plane: Plane, routers: CompiledRouter) -> None:
+        super().__init__(plane)
+        self._routers = routers
+        self._destinations = Destinations(
+            plane.loop.time, plane.rng, network=plane.settings.network, metrics=plane.metrics
+        )
         self.view: View | None = None
 
     def accept(self, address: Address) -> Accept:
         """What takes the connections of one listening socket."""
 
         def accept(transport: asyncio.Transport, local: Address, source: Address) -> asyncio.BaseProtocol:
-            client = AppSocket(self._plane.buffers)
-            self._plane.spawn(self._serve(client, self._arrival(address, local, source), source, local))
+            plane, view = self._plane, self.view
+            client = AppSocket(plane.buffers)
+            place = view.places.get(address) if view is not None else None
+            if view is None or place is None:
+                plane.spawn(self._turn_away(client, local, source))
+                return client
+            arrival = Arrival(view, place, source, local, plane.loop.time())
+            serve = self._serve_tls if place.kind is ListenerKind.TLS else self._serve_tcp
+            plane.spawn(serve(client, arrival))
             return client
 
         return accept
 
-    def _arrival(self, address: Address, local: Address, source: Address) -> Arrival | None:
-        view = self.view
-        place = view.places.get(address) if view is not None else None
-        if view is None or place is None:
-            return None
-        return Arrival(view, place, source, local, self._plane.loop.time())
+    async def _turn_away(self, client: AppSocket, local: Address, source: Address) -> None:
+        """The listener was closed while the connection was waiting to be accepted."""
+        gone = RouteError("route_no_listener", "the listener was removed by a change of configuration")
+        self._refused(client, local, source, gone)
 
-    async def _serve(
-        self, client: AppSocket, arrival: Arrival | None, source: Address, local: Address
-    ) -> None:
+    async def _serve_tcp(self, client: AppSocket, arrival: Arrival) -> None:
+        try:
+            destination = self._choose(arrival, "tcp", "")
+            admitted, way = self._admit(client, arrival, destination, None)
+        except ZtunError as error:
+            self._refused(client, arrival.local, arrival.source, error)
+            return
+        await self._carry(admitted, way)
+
+    async def _serve_tls(self, client: AppSocket, arrival: Arrival) -> None:
+        """The server name decides; the bytes go on as they came, or the TLS ends here."""
         plane = self._plane
+        identity: SpiffeId | None = None
         try:
-            if arrival is None:
-                raise RouteError("route_no_listener", "the listener was removed by a change of configuration")
-            admit(plane.snapshot, arrival.view.workload.uid, arrival.attempt)
-            destination = self._decide(arrival)
-            route = onward(destination, plane.settings.network, plane.rng)
+            hello = await peek_client_hello(client, plane.settings.timeouts.client_hello)
+            if hello is None:
+                raise CaptureError(
+                    "no_client_hello",
+                    "the client does not speak TLS, or not within its time",
+                    hint="ZTUN_CLIENT_HELLO_TIMEOUT sets the time; the listener is for TLS",
+                )
+            destination = self._choose(arrival, "tls", hello.server_name)
+            terminator = _terminator(arrival, hello.server_name)
+            if terminator is not None:
+                client, identity = await self._terminate(client, terminator)
+            admitted, way = self._admit(client, arrival, destination, identity)
         except ZtunError as error:
-            plane.connections.refused("outbound", join_host_port(*source), join_host_port(*local), error)
-            client.abort(ErrorCode.CONNECT_ERROR)
+            self._refused(client, arrival.local, arrival.source, error)
             return
-        await self._forward(client, arrival, destination, route)
+        await self._carry(admitted, way)
 
-    def _decide(self, arrival: Arrival) -> Destination:
+    def _refused(self, client: AppSocket, local: Address, source: Address, error: ZtunError) -> None:
+        self._plane.connections.refused("outbound", join_host_port(*source), join_host_port(*local), error)
+        client.abort(ErrorCode.CONNECT_ERROR)
+
+    # -- deciding --------------------------------------------------------------------------------------------
+
+    def _choose(self, arrival: Arrival, protocol: str, server_name: str) -> Destination:
         """The destination, drawn by weight. Raises :class:`RouteError` when the connection is refused."""
-        view = arrival.view
         ip, port = arrival.place.declared(arrival.local[0])
-        asking = Connection(ip, port, arrival.source[0])
-        return destination_of(view.router.decide(asking, view.hop, self._plane.rng))
+        asking = Connection(ip, port, arrival.source[0], protocol=protocol, server_name=server_name)
+        return destination_of(self._routers.decide(asking, arrival.view.hop, self._plane.rng))
 
-    async def _forward(
-        self, client: AppSocket, arrival: Arrival, destination: Destination, route: OutboundRoute
-    ) -> None:
-        plane, workload = self._plane, arrival.view.workload
-        judged = plane.snapshot
-        connection = self._live(arrival, route)
-        plane.connections.opened(connection)
+    def _admit(
+        self, client: AppSocket, arrival: Arrival, destination: Destination, identity: SpiffeId | None
+    ) -> tuple[Admitted, Way]:
+        """Ask policy, then take a place at an endpoint. Raises :class:`PolicyDenied` or :class:`RouteError`."""
+        workload, source = arrival.view.workload, arrival.source
+        admitted = Admitted(
+            client,
+            workload,
+            source,
+            *arrival.local,
+            arrival.started,
+            attempt=Attempt(source[0], identity, *arrival.local),
+        )
+        self._judge(admitted)
+        asker = Asker(source[0], workload.locality, workload.labels)
+        lease = self._destinations.take(destination, asker)
+        return admitted, Way(lease.route, lease.another, lease)
+
+    def _judge(self, departure: Departure) -> None:
+        assert isinstance(departure, Admitted)
+        admit(self._plane.snapshot, departure.source.uid, departure.attempt)
+
+    def _live(self, departure: Departure, route: OutboundRoute, lease: Lease | None) -> LiveConnection:
+        assert isinstance(departure, Admitted)
+        uid = departure.source.uid
+        connection = super()._live(departure, route, lease)
+        connection.attempt = departure.attempt
+        connection.policies = lambda snapshot: policies_of(snapshot, uid)
+        return connection
+
+    # -- TLS -------------------------------------------------------------------------------------------------
+
+    async def _terminate(
+        self, client: AppSocket, terminator: Terminator
+    ) -> tuple[TlsSocket, SpiffeId | None]:
+        """The client's end without its TLS, and its identity in the mesh. Raises :class:`ZtunError`."""
+        plane = self._plane
+        session = await terminator.session()
+        inner = TlsSocket.over(client, plane.loop, plane.buffers, session)
         try:
-            reached = await self._connector.reach(
-                workload,
-                arrival.source,
-                route,
-                lambda excluded: onward(destination, plane.settings.network, plane.rng, excluded),
-            )
-            if plane.snapshot is not judged:
-                # a reload judges established connections only; this one was between the two
-                try:
-                    admit(plane.snapshot, workload.uid, arrival.attempt)
-                except ZtunError:
-                    reached.server.abort(ErrorCode.CANCEL)
-                    raise
-        except ZtunError as error:
-            plane.connections.finished(connection, error)
-            client.abort(ErrorCode.CONNECT_ERROR)
-            return
-        except asyncio.CancelledError:
-            plane.connections.finished(connection, RelayError("shutdown", "the proxy shuts down"))
-            client.abort(ErrorCode.CONNECT_ERROR)
+            await inner.handshake(plane.settings.tunnel_timeouts.tls_handshake)
+        except TunnelTlsError as error:
+            plane.metrics.handshake_failures.inc("server", error.code)
+            inner.abort(ErrorCode.NO_ERROR)  # a reset could overtake the alert that tells the client why
             raise
-        if reached.failure is not None:
-            plane.connections.rerouted(connection, _labels(workload, reached.route), reached.failure)
-        connection.peer = reached.peer
-        connection.actual_destination = join_host_port(*reached.route.address)
-        connection.hbone_addr = reached.route.authority or ""
-        connection.relay = Relay(
-            client, reached.server, lambda error: plane.connections.finished(connection, error)
+        try:
+            return inner, terminator.client(session)
+        except TunnelTlsError as error:
+            plane.metrics.handshake_failures.inc("server", error.code)
+            inner.abort(ErrorCode.CONNECT_ERROR)
+            raise
+
+
+def _terminator(arrival: Arrival, server_name: str) -> Terminator | None:
+    """What ends the TLS of a connection; None where it is passed through."""
+    bound = arrival.place.opened.servers.best(server_name)
+    if bound is None or bound.treatment is not TlsTreatment.TERMINATE:
+        return None
+    found = arrival.view.terminators.get(server_key(bound))
+    if found is None:
+        raise TunnelTlsError(
+            "tls_no_certificate",
+            f"{bound.config.label} servers[{bound.server.index}] has no certificate that can be used",
+            hint="the gateway's log says why (GW-TLS-CREDENTIAL)",
         )
-        connection.relay.start()
-
-    def _live(self, arrival: Arrival, route: OutboundRoute) -> LiveConnection:
-        workload = arrival.view.workload
-        return LiveConnection(
-            direction="outbound",
-            local=workload,
-            source_addr=join_host_port(*arrival.source),
-            original_destination=join_host_port(*arrival.local),
-            actual_destination=join_host_port(*route.address),
-            hbone_addr=route.authority or "",
-            started=arrival.started,
-            attempt=arrival.attempt,
-            policies=lambda snapshot: policies_of(snapshot, workload.uid),
-            labels=_labels(workload, route),
-        )
-
-
-def _labels(workload: Workload, route: OutboundRoute) -> TrafficLabels:
-    tunnelled = route.authority is not None
-    return TrafficLabels(
-        "source",
-        workload,
-        route.destination,
-        route.service,
-        workload.identity if tunnelled else None,
-        route.destination.identity if tunnelled and route.destination is not None else None,
-        tunnelled,
-    )
+    return found

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from waypoint.gateway.ingress import Ingress
 from waypoint.gateway.listeners import Listeners
 from waypoint.gateway.places import plan_places
+from waypoint.gateway.termination import Terminations
 from waypoint.gateway.view import View
 from ztun.errors import ConfigError
 from ztun.mesh.document import Problem
 from ztun.proxy.pods import RETRY_SECONDS
 from ztun.proxy.routers import CompiledRouter
-from ztun.routing import load_engine
 from ztun.telemetry.config_dump import ServedWorkload
 from ztun.telemetry.logging import get_logger
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ztun.errors import ZtunError
     from ztun.mesh.snapshot import Snapshot
     from ztun.proxy.plane import Plane
-    from ztun.routing import Hop
+    from ztun.routing import Hop, RoutingEngine
 
 
 @runtime_checkable
@@ -40,12 +40,13 @@ class GatewayRouter(Protocol):
 class GatewayRole:
     """See the module."""
 
-    def __init__(self, plane: Plane, name: Name) -> None:
+    def __init__(self, plane: Plane, name: Name, engine: RoutingEngine) -> None:
         self._plane = plane
         self._name = name
-        self._routers = CompiledRouter(load_engine(plane.settings.engine), plane.metrics)
-        self._ingress = Ingress(plane)
+        self._routers = CompiledRouter(engine, plane.metrics)
+        self._ingress = Ingress(plane, self._routers)
         self._listeners = Listeners(plane, self._ingress.accept)
+        self._terminations = Terminations(plane)
         self._lock = asyncio.Lock()
         self._retry_at = 0.0
         self._reported: frozenset[str] = frozenset()
@@ -72,7 +73,7 @@ class GatewayRole:
         if not isinstance(self._routers.current, GatewayRouter):
             raise ConfigError(
                 "engine_no_gateway",
-                f"routing engine {self._plane.settings.engine!r} does not say what a gateway listens on",
+                f"routing engine {self._routers.engine.name!r} does not say what a gateway listens on",
                 hint="its routers need a method listeners(hop), as those of ambient and sidecar have",
             )
 
@@ -90,15 +91,20 @@ class GatewayRole:
             hop = self._name.hop(workload)
             listeners = router.listeners(hop)
             plan = plan_places(listeners, workload)
+            terminators, unusable = await asyncio.to_thread(
+                self._terminations.fit, snapshot, workload, listeners.values()
+            )
             found = [one for opened in listeners.values() for one in opened.diagnostics]
-            self._report([one.problem() for one in (*found, *plan.left_out)])
+            self._report([one.problem() for one in (*found, *plan.left_out, *unusable)])
             self._plane.store.retain({workload.identity})
             self._plane.store.prefetch({workload.identity})
-            self._ingress.view = View(workload, hop, router, plan.places)
+            self._ingress.view = View(workload, hop, plan.places, terminators)
             await self._listeners.fit(plan.places)
 
     def retry_due(self, now: float) -> bool:
-        """Whether listeners that could not be opened should be tried again."""
+        """Whether listeners that could not be opened should be tried again, or certificate files have changed."""
+        if self._terminations.files_changed():
+            return True
         return now >= self._retry_at and (self._listeners.failed > 0 or self._ingress.view is None)
 
     def tick(self, now: float) -> None:

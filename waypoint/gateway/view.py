@@ -1,4 +1,4 @@
-"""One state of a gateway: who it is, what it listens on, and who decides. Replaced whole on a reload."""
+"""Who a gateway is, and what it listens on. Replaced whole on a reload."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from waypoint.gateway.places import Address, Place
+from waypoint.gateway.termination import ServerKey, Terminator
 from waypoint.routes.gateway_api import GATEWAY_NAME_LABEL
 from ztun.mesh.model import Workload
 from ztun.mesh.snapshot import Snapshot
-from ztun.routing import Hop, HopKind, Router
+from ztun.routing import Hop, HopKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,9 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a connection is served by. It keeps the view that it arrived under until it is established."""
+    """What a connection is served by; one keeps the view it arrived under until it is established."""
 
     workload: Workload
     hop: Hop
-    router: Router
     places: Mapping[Address, Place]
+    terminators: Mapping[ServerKey, Terminator]

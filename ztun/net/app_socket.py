@@ -111,6 +111,12 @@ class AppSocket(asyncio.BufferedProtocol):
         self._arrived = arrived
         self.transport.resume_reading()
 
+    def give_up(self) -> asyncio.Transport:
+        """Hand the connection to another protocol, before ``start``; what was read is in ``early``."""
+        transport, self._transport = self.transport, None
+        self._arrived = None
+        return transport
+
     def start(self, sink: Sink, source: Source, *, in_place: TunnelStream | None = None) -> None:
         """Begin to read into ``sink``. ``in_place`` is the same sink when it can use the headroom."""
         self._sink, self._source, self._in_place = sink, source, in_place

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ztun.errors import CaptureError, RelayError, ZtunError
+from ztun.errors import CaptureError, PolicyDenied, RelayError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.lookup import OutboundRoute, decide_outbound
 from ztun.mesh.model import join_host_port
@@ -121,7 +121,8 @@ class Outbound:
     async def _carry(self, departure: Departure, way: Way) -> None:
         """Reach the next hop and join the two ends."""
         plane, lease = self._plane, way.lease
-        connection = _live(departure, way.route, lease)
+        judged = plane.snapshot
+        connection = self._live(departure, way.route, lease)
         plane.connections.opened(connection)
 
         def finished(error: ZtunError | None) -> None:
@@ -137,6 +138,13 @@ class Outbound:
                 way.another,
                 lease.limits if lease is not None else None,
             )
+            if plane.snapshot is not judged:
+                # a reload judges established connections only; this one was between the two
+                try:
+                    self._judge(departure)
+                except PolicyDenied:
+                    reached.server.abort(ErrorCode.CANCEL)
+                    raise
         except ZtunError as error:
             if lease is not None and worth_another(error):
                 lease.failed()
@@ -161,23 +169,26 @@ class Outbound:
         connection.relay = Relay(departure.client, reached.server, finished)
         connection.relay.start()
 
+    def _live(self, departure: Departure, route: OutboundRoute, lease: Lease | None) -> LiveConnection:
+        """The connection as it is reported and watched."""
+        connection = LiveConnection(
+            direction="outbound",
+            local=departure.source,
+            source_addr=departure.source_text,
+            original_destination=departure.original,
+            actual_destination=join_host_port(*route.address),
+            hbone_addr=route.authority or "",
+            started=departure.started,
+            labels=_labels(departure.source, route),
+        )
+        if lease is not None:
+            connection.idle_timeout = lease.limits.idle_timeout or 0.0
+            if lease.limits.max_connection_duration is not None:
+                connection.ends_at = departure.started + lease.limits.max_connection_duration
+        return connection
 
-def _live(departure: Departure, route: OutboundRoute, lease: Lease | None) -> LiveConnection:
-    connection = LiveConnection(
-        direction="outbound",
-        local=departure.source,
-        source_addr=departure.source_text,
-        original_destination=departure.original,
-        actual_destination=join_host_port(*route.address),
-        hbone_addr=route.authority or "",
-        started=departure.started,
-        labels=_labels(departure.source, route),
-    )
-    if lease is not None:
-        connection.idle_timeout = lease.limits.idle_timeout or 0.0
-        if lease.limits.max_connection_duration is not None:
-            connection.ends_at = departure.started + lease.limits.max_connection_duration
-    return connection
+    def _judge(self, departure: Departure) -> None:
+        """Raise :class:`PolicyDenied` where a policy forbids it; nothing is enforced on the way out of a pod."""
 
 
 def _labels(source: Workload, route: OutboundRoute) -> TrafficLabels:
