@@ -42,7 +42,7 @@ class Source(Protocol):
     """Something that feeds a sink."""
 
     def sink_drained(self) -> None:
-        """The sink has room again."""
+        """The sink has room again, or has delivered the last of what it was given."""
 
 
 class StreamOwner(Protocol):
@@ -71,6 +71,7 @@ class TunnelStream:
         "bytes_received",
         "bytes_sent",
         "closed",
+        "concluding",
         "connection",
         "early",
         "early_end",
@@ -108,6 +109,7 @@ class TunnelStream:
         self.local_ended = False
         self.remote_ended = False
         self.closed = False
+        self.concluding = False
         self.loss: tuple[int, str] | None = None
         self.stalled_since = 0.0
         self.bytes_sent = 0
@@ -224,6 +226,18 @@ class TunnelStream:
         if not self.backlog:
             self._send_end()
 
+    def conclude(self) -> bool:
+        """Deliver what was offered, end, and read no more (RFC 9113 section 8.1).
+
+        False when bytes have to wait for the peer; the owner then hears ``stream_closed`` or ``stream_reset``.
+        """
+        self.offer_end()
+        if self.backlog:
+            self.concluding = True
+            return False
+        self.abort(ErrorCode.NO_ERROR)
+        return True
+
     def abort(self, code: int) -> None:
         """Send RST_STREAM and forget the stream; the owner is not called back."""
         if not self.closed:
@@ -243,6 +257,8 @@ class TunnelStream:
         if self.backlog:
             return
         if self.end_offered:
+            if self.source is not None:
+                self.source.sink_drained()
             self._send_end()
             return
         if self.room() > 0:
@@ -273,6 +289,9 @@ class TunnelStream:
         self.connection.waiting.pop(self, None)
         self.connection.output.append(data_header(self.id, 0, end_stream=True))
         self._close_if_done()
+        if self.concluding and not self.closed:
+            self.connection.reset_stream(self, ErrorCode.NO_ERROR)
+            self.owner.stream_closed(self)
 
     def _close_if_done(self) -> None:
         if self.local_ended and self.remote_ended and not self.closed:

@@ -108,8 +108,12 @@ class Relay:
         if code == ErrorCode.NO_ERROR or (stream.remote_ended and code == ErrorCode.CANCEL):
             # the peer has said all it had to say and reads no more: for TCP that is an orderly end
             other = self.server if stream is self.client else self.client
-            other.offer_end()
-            other.abort(ErrorCode.NO_ERROR)
+            if isinstance(other, AppSocket):
+                other.offer_end()
+                other.abort(ErrorCode.NO_ERROR)
+            elif not other.conclude():
+                self._open_ends -= 1  # the connection lasts until the other tunnel has taken the rest
+                return
             self._finish(None)
             return
         self._fail(stream, RelayError("stream_reset", reason))
