@@ -19,14 +19,15 @@ from ztun.telemetry.logging import get_logger
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ztun.mesh.document import Problem
     from ztun.mesh.snapshot import Snapshot
-    from ztun.routing import Connection, Decision, Hop, Router, RoutingEngine
+    from ztun.routing import Connection, Decision, Diagnostic, Hop, Router, RoutingEngine
     from ztun.telemetry.metrics import Metrics
 
 MAX_FINDINGS_LOGGED = 200  # per change; `waypoint analyze` lists them all
+MAX_MET_REMEMBERED = 4096  # findings that connections met; beyond this they are no longer told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +38,25 @@ class _Compiled:
     by_code: Mapping[str, int]
     fresh: tuple[Problem, ...]
     """The findings that the one before did not have."""
+    told: frozenset[tuple[str, str]]
+    """Code and object of all findings."""
 
 
 class CompiledRouter:
     """The newest router of one engine.
 
     ``load`` once at the start, ``recompile`` after each change of the mesh; ``current`` decides. What the engine
-    cannot honour is logged when it is new and counted in ``ztun_routing_findings``.
+    cannot honour is logged when it is new and counted in ``ztun_routing_findings``; findings that only a decision
+    can tell are logged when the first connection meets them.
     """
 
     def __init__(self, engine: RoutingEngine, metrics: Metrics | None = None) -> None:
         self.engine = engine
         self._compiled: _Compiled | None = None
         self._one_at_a_time = asyncio.Lock()
+        # keyed by identity: routers hand out the same tuple again and again; the value keeps the id from reuse
+        self._met: dict[int, tuple[Diagnostic, ...]] = {}
+        self._logged: set[tuple[str, str]] = set()
         self._log = get_logger("routing")
         if metrics is not None:
             metrics.add(self._findings_gauge())
@@ -73,9 +80,13 @@ class CompiledRouter:
     def decide(self, connection: Connection, hop: Hop, rng: random.Random) -> Decision:
         """Ask the newest router. Raises :class:`RouteError` ``engine_error`` where it breaks its promise not to."""
         try:
-            return self.current.decide(connection, hop, rng)
+            decision = self.current.decide(connection, hop, rng)
         except Exception as error:  # an engine may be anybody's
             raise self._broken(error) from error
+        found = decision.diagnostics
+        if found and id(found) not in self._met:
+            self._report_met(found)
+        return decision
 
     def wants_server_name(self, connection: Connection, hop: Hop) -> bool:
         """Whether a ClientHello has to be waited for. Raises as ``decide`` does."""
@@ -121,6 +132,28 @@ class CompiledRouter:
             hint="this is an error of the engine; the connection is closed because nobody decided on it",
         )
 
+    def _report_met(self, found: tuple[Diagnostic, ...]) -> None:
+        """Log what a connection met, once per code and object. Places are looked up on another thread."""
+        if len(self._met) >= MAX_MET_REMEMBERED:
+            return
+        self._met[id(found)] = found
+        fresh = []
+        for one in found:
+            about = (one.code, one.subject)
+            if about not in self._logged and about not in self._state.told:
+                self._logged.add(about)
+                fresh.append(one)
+        if fresh and len(self._logged) < MAX_MET_REMEMBERED:
+            asyncio.get_running_loop().run_in_executor(None, self._log_findings, fresh)
+
+    def _log_findings(self, found: Sequence[Diagnostic]) -> None:
+        for one in found:
+            self._write(one.problem())
+
+    def _write(self, finding: Problem) -> None:
+        write = {"error": self._log.error, "warning": self._log.warning}.get(finding.severity, self._log.info)
+        write(str(finding), code=finding.code)
+
     @property
     def _state(self) -> _Compiled:
         assert self._compiled is not None, "load comes first"
@@ -134,15 +167,14 @@ class CompiledRouter:
             findings = (*unread, *(one.problem() for one in router.diagnostics()))
             known = {_identity(one) for one in last.findings} if last is not None else set()
             fresh = tuple(one for one in findings if _identity(one) not in known)
-        return _Compiled(router, snapshot, findings, Counter(one.code for one in findings), fresh)
+            told = frozenset((one.code, one.object) for one in findings)
+        return _Compiled(router, snapshot, findings, Counter(one.code for one in findings), fresh, told)
 
     def _take(self, made: _Compiled) -> None:
         self._compiled = made
+        self._met.clear()
         for finding in made.fresh[:MAX_FINDINGS_LOGGED]:
-            write = {"error": self._log.error, "warning": self._log.warning}.get(
-                finding.severity, self._log.info
-            )
-            write(str(finding), code=finding.code)
+            self._write(finding)
         if len(made.fresh) > MAX_FINDINGS_LOGGED:
             self._log.warning(
                 "more findings in the routing configuration",

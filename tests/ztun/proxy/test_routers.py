@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from typing import Any
 
 import pytest
 
-from ztun.errors import ConfigError
+from ztun.errors import ConfigError, RouteError
 from ztun.mesh.document import Problem
 from ztun.mesh.snapshot import Snapshot, build_snapshot
 from ztun.proxy.routers import CompiledRouter
-from ztun.routing import Action, Connection, Decision, Diagnostic, Hop, Router
+from ztun.routing import Action, Connection, Decision, Diagnostic, Hop, HopKind, Router
 from ztun.telemetry.metrics import Metrics
 
 pytestmark = pytest.mark.unit
 
+BROKEN = "VirtualService default/broken"
+RNG = random.Random(1)
+
 
 class ScriptedRouter:
-    def __init__(self, generation: int, codes: tuple[str, ...]) -> None:
+    def __init__(self, generation: int, codes: tuple[str, ...], met: tuple[Diagnostic, ...]) -> None:
+        self.met = met
         self.generation = generation
         self.codes = codes
-        self.problems = (Problem(None, "VirtualService default/broken", "spec", "cannot be read"),)
+        self.problems = (Problem(None, BROKEN, "spec", "cannot be read"),)
 
     def decide(
         self, connection: Connection, hop: Hop, rng: random.Random, *, trace: bool = False
     ) -> Decision:
-        return Decision(Action.PASSTHROUGH)
+        if connection.destination_port == 13:
+            raise RuntimeError("unlucky")
+        return Decision(Action.PASSTHROUGH, diagnostics=self.met)
 
     def wants_server_name(self, connection: Connection, hop: Hop) -> bool:
-        return False
+        return 1 // (connection.destination_port - 13) > 1
 
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         return tuple(
@@ -43,6 +50,7 @@ class ScriptedEngine:
 
     def __init__(self) -> None:
         self.codes: tuple[str, ...] = ()
+        self.met: tuple[Diagnostic, ...] = ()
         self.threads: list[int] = []
         self.previous: list[Any] = []
 
@@ -51,7 +59,7 @@ class ScriptedEngine:
         self.previous.append(previous)
         if snapshot.generation == 13:
             raise RuntimeError("unlucky")
-        return ScriptedRouter(snapshot.generation, self.codes)
+        return ScriptedRouter(snapshot.generation, self.codes, self.met)
 
 
 def mesh(generation: int) -> Snapshot:
@@ -115,3 +123,52 @@ async def test_what_is_not_honoured_is_counted_by_code_as_it_is_now() -> None:
     await routers.recompile(mesh(2))
     assert b"AMB-MATCH-PORT" not in metrics.render()
     assert [one.code for one in routers.findings] == ["SCHEMA", "AMB-TLS"]
+
+
+@pytest.mark.asyncio
+async def test_an_engine_that_fails_to_decide_closes_the_connection() -> None:
+    routers = CompiledRouter(ScriptedEngine())
+    routers.load(mesh(1))
+    unlucky, hop = Connection("10.0.0.1", 13), Hop(HopKind.CLIENT, "default")
+    for ask in (lambda: routers.decide(unlucky, hop, RNG), lambda: routers.wants_server_name(unlucky, hop)):
+        with pytest.raises(RouteError, match="scripted") as caught:
+            ask()
+        assert caught.value.code == "engine_error"
+
+
+@pytest.mark.asyncio
+async def test_what_connections_meet_is_logged_once_per_code_and_object() -> None:
+    lines: list[str] = []
+    engine = ScriptedEngine()
+    engine.codes = ("AMB-TLS",)
+    echo, other = "VirtualService default/echo", "VirtualService default/other"
+    routers = CompiledRouter(engine)
+    written = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def write(finding: Problem) -> None:
+        lines.append(f"{finding.code} {finding.object}")
+        loop.call_soon_threadsafe(written.set)
+
+    routers._write = write  # type: ignore[method-assign]
+    for generation in (1, 2):
+        engine.met = tuple(
+            Diagnostic(code, "warning", subject, (), "")
+            for code, subject in (
+                ("HOSTBITS", echo),
+                ("HOSTBITS", echo),
+                ("AMB-TLS", echo),
+                ("HOSTBITS", other),
+            )
+        )
+        if generation == 1:
+            routers.load(mesh(1))
+        else:
+            await routers.recompile(mesh(2))
+        for port in (1, 2):
+            routers.decide(Connection("10.0.0.1", port), Hop(HopKind.CLIENT, "default"), RNG)
+        await written.wait()
+    await asyncio.to_thread(lambda: None)
+    assert sorted(lines) == sorted(
+        [f"SCHEMA {BROKEN}", f"AMB-TLS {echo}", f"HOSTBITS {echo}", f"HOSTBITS {other}"]
+    )
