@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from waypoint.onward import destination_of, onward
 from waypoint.server.policies import policies_for
 from waypoint.server.target import Target, find_target, not_served
-from ztun.errors import PolicyDenied, RouteError
+from ztun.errors import PolicyDenied, RouteError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.address import parse_host_port
 from ztun.mesh.authorization import Attempt, authorize
@@ -17,10 +15,13 @@ from ztun.mesh.gateway import is_gateway_instance
 from ztun.mesh.lookup import OutboundRoute, RouteKind, route_to_workload
 from ztun.mesh.model import AppTunnelProtocol, Vip, Workload, join_host_port
 from ztun.proxy.connections import LiveConnection
-from ztun.proxy.connector import Connector
-from ztun.routing import Action, Connection, Destination, Hop, HopKind
+from ztun.proxy.connector import Connector, worth_another
+from ztun.proxy.destinations import Destinations, destination_of
+from ztun.proxy.outbound import Way
+from ztun.routing import Action, Connection, Hop, HopKind
 from ztun.telemetry.labels import TrafficLabels
 from ztun.telemetry.logging import get_logger
+from ztun.traffic.cluster import Asker
 
 if TYPE_CHECKING:
     from certs.peer import PeerIdentity
@@ -50,12 +51,11 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A connection that was decided on, and the ways it may take; each call draws an endpoint."""
+    """A connection that was decided on, and the way it takes."""
 
     connection: LiveConnection
     arrival: Arrival
-    route: OutboundRoute
-    another: Callable[[frozenset[str]], OutboundRoute]
+    way: Way
 
 
 class Forwarding:
@@ -66,6 +66,9 @@ class Forwarding:
         self._waypoint = waypoint
         self._routers = routers
         self._connector = Connector(plane)
+        self._destinations = Destinations(
+            plane.loop.time, plane.rng, network=plane.settings.network, metrics=plane.metrics
+        )
         self._log = get_logger("waypoint")
 
     def admit(self, arrival: Arrival) -> Admitted:
@@ -79,26 +82,29 @@ class Forwarding:
             client_namespace=arrival.identity.namespace if arrival.identity is not None else "",
         )
         if target.workload is not None:
-            route = self._direct(arrival.local, target.workload, target)
-
-            def another(excluded: frozenset[str]) -> OutboundRoute:
-                raise RouteError("no_healthy_upstream", f"{arrival.authority} is the only choice")
-
+            way = self._direct(arrival, target, target.workload)
         else:
-            target, destination = self._decide(arrival, target)
-
-            def another(excluded: frozenset[str]) -> OutboundRoute:
-                return self._onward(arrival.local, destination, excluded)
-
-            route = another(frozenset())
-        return Admitted(self._live(arrival, target, route), arrival, route, another)
+            target, way = self._routed(arrival, target)
+        if _is_sandwiched(arrival.local):
+            way = _plain_way(way)
+        return Admitted(self._live(arrival, target, way), arrival, way)
 
     async def reach(self, admitted: Admitted) -> AppSocket | TunnelStream:
         """Ask authorization, then make the server end. Raises :class:`ZtunError` of the stage that failed."""
-        plane, connection, arrival = self._plane, admitted.connection, admitted.arrival
+        plane, connection, arrival, way = self._plane, admitted.connection, admitted.arrival, admitted.way
         judged = plane.snapshot
         self._authorize(connection)
-        reached = await self._connector.reach(arrival.local, arrival.client, admitted.route, admitted.another)
+        lease = way.lease
+        try:
+            reached = await self._connector.reach(
+                arrival.local, arrival.client, way.route, way.another, lease.limits if lease else None
+            )
+        except ZtunError as error:
+            if lease is not None and worth_another(error):
+                lease.failed()
+            raise
+        if lease is not None:
+            lease.opened()
         if plane.snapshot is not judged:
             # a reload judges established connections only; this one was between the two
             try:
@@ -115,10 +121,10 @@ class Forwarding:
 
     # -- inside ----------------------------------------------------------------------------------------------
 
-    def _decide(self, arrival: Arrival, target: Target) -> tuple[Target, Destination]:
+    def _routed(self, arrival: Arrival, target: Target) -> tuple[Target, Way]:
         """Ask the engine. It may know another owner of a shared address, which this waypoint must serve too."""
         local, identity = arrival.local, arrival.identity
-        decision = self._routers.current.decide(
+        decision = self._routers.decide(
             Connection(
                 destination_ip=target.ip,
                 destination_port=target.port,
@@ -142,16 +148,18 @@ class Forwarding:
         assert service is not None
         if not is_gateway_instance(self._routers.snapshot, service.waypoint, local):
             raise not_served(arrival.authority, local)
-        return replace(target, service=service), destination_of(decision)
+        asker = Asker(arrival.client[0], local.locality, local.labels)
+        dialled = (target.ip, target.port) if target.ip else None
+        lease = self._destinations.take(destination_of(decision), asker, dialled=dialled)
+        return replace(target, service=service), Way(lease.route, lease.another, lease)
 
-    def _onward(self, local: Workload, destination: Destination, excluded: frozenset[str]) -> OutboundRoute:
-        route = onward(destination, self._plane.settings.network, self._plane.rng, excluded)
-        return _plainly(route) if _is_sandwiched(local) else route
-
-    def _direct(self, local: Workload, workload: Workload, target: Target) -> OutboundRoute:
+    def _direct(self, arrival: Arrival, target: Target, workload: Workload) -> Way:
         """Traffic to a workload's own address is not routed: it goes there, if policy allows."""
-        route = route_to_workload(workload, target.ip, target.port, None)
-        return _plainly(route) if _is_sandwiched(local) else route
+
+        def another(excluded: frozenset[str]) -> OutboundRoute:
+            raise RouteError("no_healthy_upstream", f"{arrival.authority} was tried and is the only choice")
+
+        return Way(route_to_workload(workload, target.ip, target.port, None), another)
 
     def _authorize(self, connection: LiveConnection) -> None:
         assert connection.attempt is not None
@@ -167,8 +175,8 @@ class Forwarding:
                 peer=connection.source_addr,
             )
 
-    def _live(self, arrival: Arrival, target: Target, route: OutboundRoute) -> LiveConnection:
-        plane, waypoint = self._plane, self._waypoint
+    def _live(self, arrival: Arrival, target: Target, way: Way) -> LiveConnection:
+        plane, waypoint, route, lease = self._plane, self._waypoint, way.route, way.lease
         client = plane.snapshot.workload_by_address(plane.settings.network, arrival.client[0])
         if client is not None and client.identity != arrival.identity:
             client = None  # the address has moved; the certificate is what counts
@@ -180,7 +188,7 @@ class Forwarding:
             arrival.identity,
             mutual_tls=arrival.identity is not None,
         )
-        return LiveConnection(
+        connection = LiveConnection(
             direction="inbound",
             local=arrival.local,
             source_addr=join_host_port(*arrival.client),
@@ -200,12 +208,23 @@ class Forwarding:
             peer=arrival.peer,
             labels=_towards(labels, route),
         )
+        if lease is not None:
+            connection.on_end = lease.close
+            connection.idle_timeout = lease.limits.idle_timeout or 0.0
+            if lease.limits.max_connection_duration is not None:
+                connection.ends_at = arrival.started + lease.limits.max_connection_duration
+        return connection
 
 
 def _is_sandwiched(local: Workload) -> bool:
     """Whether a node proxy stands between the waypoint and the network, in both directions."""
     tunnel = local.application_tunnel
     return tunnel is not None and tunnel.protocol is AppTunnelProtocol.PROXY
+
+
+def _plain_way(way: Way) -> Way:
+    """The same endpoints without tunnels."""
+    return Way(_plainly(way.route), lambda excluded: _plainly(way.another(excluded)), way.lease)
 
 
 def _plainly(route: OutboundRoute) -> OutboundRoute:

@@ -58,6 +58,8 @@ class LiveConnection:
     idle_timeout: float = 0.0
     """From the destination's traffic policy, as ``ends_at``; 0 switches a limit off."""
     ends_at: float = 0.0
+    on_end: Callable[[], None] | None = None
+    """Called once when it is over, however it ended."""
 
     @property
     def bytes_up(self) -> int:
@@ -119,6 +121,8 @@ class Connections:
         if connection not in self._open:
             return
         del self._open[connection]
+        if connection.on_end is not None:
+            connection.on_end()
         self._publish(connection)
         if connection.series is not None:
             connection.series.closed(error.flag if error is not None else NO_FLAG)
