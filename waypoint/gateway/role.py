@@ -15,6 +15,7 @@ from ztun.mesh.document import Problem
 from ztun.proxy.pods import RETRY_SECONDS
 from ztun.proxy.routers import CompiledRouter
 from ztun.telemetry.config_dump import ServedWorkload
+from ztun.telemetry.families import Gauge
 from ztun.telemetry.logging import get_logger
 
 if TYPE_CHECKING:
@@ -47,6 +48,15 @@ class GatewayRole:
         self._ingress = Ingress(plane, self._routers)
         self._listeners = Listeners(plane, self._ingress.accept)
         self._terminations = Terminations(plane)
+        self._laid_out = Gauge(
+            "ztun_gateway_generation",
+            "The configuration that the gateway's listeners are laid out for (unstable)",
+        )
+        self._listening = Gauge(
+            "ztun_gateway_listeners", "Listeners of the gateway by state: open, failed (unstable)", ("state",)
+        )
+        plane.metrics.add(self._laid_out)
+        plane.metrics.add(self._listening)
         self._lock = asyncio.Lock()
         self._retry_at = 0.0
         self._reported: frozenset[str] = frozenset()
@@ -100,6 +110,9 @@ class GatewayRole:
             self._plane.store.prefetch({workload.identity})
             self._ingress.view = View(workload, hop, plan.places, terminators)
             await self._listeners.fit(plan.places)
+            self._listening.set(self._listeners.open, "open")
+            self._listening.set(self._listeners.failed, "failed")
+            self._laid_out.set(snapshot.generation)
 
     def retry_due(self, now: float) -> bool:
         """Whether listeners that could not be opened should be tried again, or certificate files have changed."""
