@@ -12,7 +12,10 @@ from waypoint.engines.ambient import AmbientEngine
 from waypoint.server.instance import WaypointName
 from waypoint.server.role import WaypointRole
 from ztun.errors import RelayError
-from ztun.mesh.model import GatewayAddress
+from ztun.hbone.connect import connect_headers
+from ztun.hbone.stream import TunnelStream
+from ztun.mesh.model import HBONE_PORT, GatewayAddress
+from ztun.net.pool import PoolKey
 from ztun.proxy.plane import Plane
 from ztun.routing import RoutingEngine
 
@@ -21,6 +24,7 @@ OTHER_VIP = "192.168.77.20"
 SERVICE_PORT = 19000
 WAYPOINT = GatewayAddress(("default", "waypoint.default.svc.cluster.local"))
 HBONE = {15008: 15008}
+RESPONSE_SECONDS = 20.0
 
 
 class WaypointNode:
@@ -101,3 +105,12 @@ class WaypointMesh(Mesh):
         if hasattr(self, "waypoint"):
             await self.waypoint.stop()
         await super().__aexit__(kind, error, trace)
+
+    async def request(self, authority: str) -> TunnelStream:
+        """A CONNECT of the client's own making. Raises :class:`ConnectRefused` with the waypoint's answer."""
+        ip = self.waypoint_pod.addresses[0]
+        expected = frozenset({self.waypoint_pod.identity})
+        key = PoolKey(self.client.identity, expected, (ip, HBONE_PORT), self.client.addresses[0])
+        headers = connect_headers(authority, baggage="", forwarded="", traceparent="")
+        _, stream, _ = await self.near.plane.pool.open(key, headers, RESPONSE_SECONDS)
+        return stream
