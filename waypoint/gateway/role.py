@@ -59,7 +59,7 @@ class GatewayRole:
         plane.metrics.add(self._listening)
         self._lock = asyncio.Lock()
         self._retry_at = 0.0
-        self._reported: frozenset[str] = frozenset()
+        self._reported: frozenset[tuple[str, ...]] = frozenset()
         self._log = get_logger("gateway")
 
     @property
@@ -106,6 +106,7 @@ class GatewayRole:
             )
             found = [one for opened in listeners.values() for one in opened.diagnostics]
             self._report([one.problem() for one in (*found, *plan.left_out, *unusable)])
+            self._routers.told(found)
             self._plane.store.retain({workload.identity})
             self._plane.store.prefetch({workload.identity})
             self._ingress.view = View(workload, hop, plan.places, terminators)
@@ -153,12 +154,12 @@ class GatewayRole:
         )
 
     def _report(self, found: Sequence[Problem]) -> None:
-        """Log what is new; what was there before has been said."""
-        lines = {str(one): one for one in found}
-        for text, one in lines.items():
-            if text not in self._reported:
+        """Log what is new; what was there before has been said, also if its lines have moved."""
+        reported = {(one.code, one.object, one.path, one.message): one for one in found}
+        for key, one in reported.items():
+            if key not in self._reported:
                 write = {"error": self._log.error, "warning": self._log.warning}.get(
                     one.severity, self._log.info
                 )
-                write(text, code=one.code)
-        self._reported = frozenset(lines)
+                write(str(one), code=one.code)
+        self._reported = frozenset(reported)

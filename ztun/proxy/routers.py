@@ -19,7 +19,7 @@ from ztun.telemetry.logging import get_logger
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ztun.mesh.document import Problem
     from ztun.mesh.snapshot import Snapshot
@@ -94,6 +94,10 @@ class CompiledRouter:
             return self.current.wants_server_name(connection, hop)
         except Exception as error:
             raise self._broken(error) from error
+
+    def told(self, found: Iterable[Diagnostic]) -> None:
+        """Take note of findings that were logged elsewhere; connections that meet them do not log them again."""
+        self._logged.update((one.code, one.subject) for one in found)
 
     def load(self, snapshot: Snapshot) -> None:
         """Compile here and now, before there is traffic. Raises :class:`ConfigError` when the engine fails."""

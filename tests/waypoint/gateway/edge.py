@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -34,6 +35,8 @@ from tests.waypoint.server.ground import (
 GATEWAY_NAMESPACE = "istio-system"
 TLS_PORT = 9443
 TLS_SERVICE_PORT = 19443
+
+_offsets = itertools.count(300)  # meshes that exist at the same time have addresses of their own
 
 
 def gateway(name: str, *servers: Mapping[str, Any], **metadata: str) -> dict[str, Any]:
@@ -105,7 +108,7 @@ class Edge:
 
     def __init__(self, directory: Path, *, gateways: int = 1, engine: str = "ambient") -> None:
         self.directory = directory
-        self.block = AddressBlock(offset=300)
+        self.block = AddressBlock(offset=next(_offsets))
         self.authority = ThrowAwayAuthority(directory)
         self.client = self.pod("telnet-client", "near")
         self.prod = self.pod("prod", "far", app="echo-server", version="prod")
