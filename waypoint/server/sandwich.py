@@ -1,7 +1,7 @@
 """Connections that a node proxy took out of their tunnels: a PROXY protocol header tells where they come from.
 
 Who may connect is all that makes the client's identity in the header credible, so only the pod itself may: the node
-proxy works inside the pod's network and dials from the pod's address.
+proxy works inside the pod's network and dials from the pod's address, for which the kernel may put loopback.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from certs.spiffe import SpiffeError, SpiffeId
 from waypoint.server.forwarding import Arrival, Forwarding
-from ztun.errors import CaptureError, ZtunError
+from ztun.errors import CaptureError, RelayError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.model import join_host_port
 from ztun.net.app_socket import AppSocket
@@ -20,10 +20,12 @@ from ztun.net.relay import Relay
 
 if TYPE_CHECKING:
     from ztun.mesh.model import Workload
+    from ztun.proxy.connections import LiveConnection
     from ztun.proxy.plane import Plane
 
 HEADER_SECONDS = 10.0  # the node proxy writes the header at once, in one piece
 MAX_WAITING = 1024  # connections whose header has not come yet
+_LOOPBACK = ("127.0.0.1", "::1")  # no packet from another host can have it (RFC 1122 section 3.2.1.3)
 
 
 class Sandwich:
@@ -52,7 +54,7 @@ class Sandwich:
         peer: tuple[str, int],
     ) -> None:
         plane = self._plane
-        connection = None
+        connection: LiveConnection | None = None
         try:
             workload = self._trusted(uid, local, peer)
             header = await self._header(reader)
@@ -62,26 +64,43 @@ class Sandwich:
             plane.connections.opened(connection)
             server = await self._forwarding.reach(admitted)
         except ZtunError as error:
-            if connection is not None:
-                plane.connections.finished(connection, error)
-            else:
-                plane.connections.refused("inbound", join_host_port(*peer), join_host_port(*local), error)
-            reader.give_up()
-            client.abort(ErrorCode.CONNECT_ERROR)
+            self._end(client, reader, connection, (local, peer), error)
             return
         except asyncio.CancelledError:
-            reader.give_up()
-            client.abort(ErrorCode.CONNECT_ERROR)
+            shutdown = RelayError("shutdown", "the proxy shuts down")
+            self._end(client, reader, connection, (local, peer), shutdown)
             raise
         live = connection
         live.relay = Relay(client, server, lambda error: plane.connections.finished(live, error))
         live.relay.start()
 
+    def _end(
+        self,
+        client: AppSocket,
+        reader: _HeaderReader,
+        connection: LiveConnection | None,
+        addresses: tuple[tuple[str, int], tuple[str, int]],
+        error: ZtunError,
+    ) -> None:
+        """It was not established: report it and close."""
+        connections = self._plane.connections
+        if connection is not None:
+            connections.finished(connection, error)
+        else:
+            local, peer = addresses
+            connections.refused("inbound", join_host_port(*peer), join_host_port(*local), error)
+        reader.give_up()
+        client.abort(ErrorCode.CONNECT_ERROR)
+
     def _trusted(self, uid: str, local: tuple[str, int], peer: tuple[str, int]) -> Workload:
         workload = self._plane.snapshot.workload_by_uid(uid)
         if workload is None or self._plane.draining:
             raise CaptureError("no_workload", "the pod of this address is gone")
-        if peer[0] != local[0] or self._waiting >= MAX_WAITING:
+        if self._waiting >= MAX_WAITING:
+            raise CaptureError(
+                "proxy_header_flood", "too many connections wait for their PROXY protocol header"
+            )
+        if peer[0] != local[0] and peer[0] not in _LOOPBACK:
             raise CaptureError(
                 "untrusted_proxy",
                 f"{peer[0]} may not tell this waypoint who a client is",

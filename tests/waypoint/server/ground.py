@@ -133,6 +133,7 @@ class Ground:
         self.pods = [*self.clients, self.prod, self.gray, self.second, self.waypoint_pod]
         self.entries: dict[tuple[str, str], Address] = {}
         self.environment: dict[str, str] = {}
+        self.more_nodes: list[str] = []
         self.proxies: list[ProxyProcess] = []
         self._forwards: list[Forward] = []
         self._stack = ExitStack()
@@ -171,7 +172,7 @@ class Ground:
         self.near = self.node("near", self._forwards)
         self.far = self.node("far")
         self.waypoint = self.waypoint_process()
-        self.proxies = [self.near, self.far, self.waypoint]
+        self.proxies = [self.near, self.far, self.waypoint, *map(self.node, self.more_nodes)]
         for process in (*echoes, *self.proxies):
             self.spawn(process)
         for process in (*echoes, *self.proxies):
