@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx
 
-from tests.peers.envoy_config import Address, Terminator, TunnelEntry, bootstrap
+from tests.peers.envoy_config import Address, Part, bootstrap
 from tests.peers.process import Process
 
 ADMIN_SECONDS = 5.0
@@ -39,7 +39,7 @@ class EnvoyProcess(Process):
     def __init__(
         self,
         name: str,
-        parts: Sequence[TunnelEntry | Terminator],
+        parts: Sequence[Part],
         directory: Path,
         *,
         half_close: bool = False,

@@ -1,7 +1,8 @@
 """Static Envoy bootstraps for both ends of a tunnel, as plain values; nothing is started here.
 
 :class:`TunnelEntry` is the client side (``tcp_proxy.tunneling_config``), :class:`Terminator` the server side
-(an HTTP connection manager that ends CONNECT). One bootstrap may hold several of each.
+(an HTTP connection manager that ends CONNECT), :class:`PlainEntry` a client without a tunnel. One bootstrap may hold
+several of each.
 
 What Envoy 1.40 does with the ends of a tunnelled stream, measured: client-first half-close works. As a
 terminator it resets the stream when the application ends first, and what its codec had not yet sent is lost; a
@@ -96,7 +97,31 @@ class Terminator:
     access_log: Path | None = None
 
 
-def bootstrap(parts: Sequence[TunnelEntry | Terminator], *, half_close: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class PlainEntry:
+    """A listener whose connections go to ``target``: as they are, or inside TLS when there is a ``server_name``.
+
+    ``authority`` (PEM file) is what the server is verified with; ``certificate`` and ``key`` are shown to it.
+    """
+
+    name: str
+    listen: Address
+    target: Address
+    server_name: str = ""
+    authority: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @property
+    def cluster(self) -> str:
+        """The name of the Envoy cluster."""
+        return f"plain {self.name}"
+
+
+Part = TunnelEntry | Terminator | PlainEntry
+
+
+def bootstrap(parts: Sequence[Part], *, half_close: bool = False) -> dict[str, Any]:
     """The whole bootstrap, ready to be written as JSON. The admin interface takes a free port on loopback.
 
     ``half_close`` lets the client side go on sending after the peer has ended its direction. It must not be
@@ -108,6 +133,9 @@ def bootstrap(parts: Sequence[TunnelEntry | Terminator], *, half_close: bool = F
         if isinstance(part, TunnelEntry):
             listeners.append(_entry_listener(part))
             clusters[part.cluster] = _tunnel_cluster(part)
+        elif isinstance(part, PlainEntry):
+            listeners.append(_tcp_listener(part, {}))
+            clusters[part.cluster] = _plain_cluster(part)
         else:
             listeners.append(_terminator_listener(part))
             for address in part.routes.values():
@@ -194,12 +222,29 @@ def _tunnel_cluster(entry: TunnelEntry) -> dict[str, Any]:
     )
 
 
+def _plain_cluster(entry: PlainEntry) -> dict[str, Any]:
+    if not entry.server_name:
+        return _cluster(entry.cluster, entry.target)
+    context: dict[str, Any] = {
+        "validation_context": {"trusted_ca": {"filename": str(entry.authority)}},
+        "tls_params": {"tls_maximum_protocol_version": "TLSv1_3"},
+    }
+    if entry.certificate is not None:
+        files = {
+            "certificate_chain": {"filename": str(entry.certificate)},
+            "private_key": {"filename": str(entry.key)},
+        }
+        context["tls_certificates"] = [files]
+    typed = {
+        "@type": _TYPE + "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "sni": entry.server_name,
+        "common_tls_context": context,
+    }
+    return _cluster(entry.cluster, entry.target, transport_socket={"name": "tls", "typed_config": typed})
+
+
 def _entry_listener(entry: TunnelEntry) -> dict[str, Any]:
-    proxy: dict[str, Any] = {
-        "@type": _TYPE + "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        "stat_prefix": entry.name,
-        "cluster": entry.cluster,
-        "idle_timeout": "0s",
+    more: dict[str, Any] = {
         "tunneling_config": {
             "hostname": entry.authority,
             "headers_to_add": [
@@ -209,7 +254,18 @@ def _entry_listener(entry: TunnelEntry) -> dict[str, Any]:
     }
     if entry.access_log is not None:
         text = {"text_format_source": {"inline_string": TUNNEL_LOG}}
-        proxy["access_log"] = [_file_log(entry.access_log, text)]
+        more["access_log"] = [_file_log(entry.access_log, text)]
+    return _tcp_listener(entry, more)
+
+
+def _tcp_listener(entry: TunnelEntry | PlainEntry, more: Mapping[str, Any]) -> dict[str, Any]:
+    proxy = {
+        "@type": _TYPE + "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        "stat_prefix": entry.name,
+        "cluster": entry.cluster,
+        "idle_timeout": "0s",
+        **more,
+    }
     return {
         "name": entry.name,
         "address": _address(entry.listen),
