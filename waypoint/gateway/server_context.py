@@ -14,6 +14,14 @@ from ztun.errors import ConfigError
 
 MAX_CHAIN_DEPTH = 8  # as in the tunnels: leaf, root and what may be between
 _SUITES = b"ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2
+_VERSIONS = {
+    "": 0,
+    "TLS_AUTO": 0,
+    "TLSV1_0": SSL.TLS1_VERSION,
+    "TLSV1_1": SSL.TLS1_1_VERSION,
+    "TLSV1_2": SSL.TLS1_2_VERSION,
+    "TLSV1_3": SSL.TLS1_3_VERSION,
+}
 _Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 
@@ -36,6 +44,30 @@ def server_context(chain: Sequence[x509.Certificate], key: _Key) -> SSL.Context:
             "key_mismatch", "the private key and the certificate cannot be used together"
         ) from error
     return context
+
+
+def limit(context: SSL.Context, min_version: str, max_version: str, cipher_suites: Sequence[str]) -> None:
+    """Narrow what is spoken, in Istio's words (``TLSV1_3``). Raises :class:`ConfigError` when nothing is left.
+
+    Versions below 1.2 are never spoken, whatever is allowed.
+    """
+    for version in (min_version, max_version):
+        if version not in _VERSIONS:
+            raise ConfigError("tls_version", f"{version} is no TLS version", hint="TLSV1_2 or TLSV1_3")
+    lowest, highest = _VERSIONS[min_version], _VERSIONS[max_version]
+    if highest and highest < max(lowest, SSL.TLS1_2_VERSION):
+        raise ConfigError(
+            "tls_version", f"no TLS version up to {max_version} is spoken", hint="allow TLSV1_2"
+        )
+    if lowest > SSL.TLS1_2_VERSION:
+        context.set_min_proto_version(lowest)
+    if highest:
+        context.set_max_proto_version(highest)
+    if cipher_suites:
+        try:
+            context.set_cipher_list(":".join(cipher_suites).encode("ascii", "replace"))
+        except SSL.Error as error:
+            raise ConfigError("tls_ciphers", "none of cipherSuites is known") from error
 
 
 def verify_clients(
@@ -104,16 +136,3 @@ def read_key(pem: bytes) -> _Key:
             "bad_key", "the private key is of an unsupported kind", hint="use RSA, EC or Ed25519"
         )
     return key
-
-
-def subject_names(certificate: x509.Certificate) -> frozenset[str]:
-    """The DNS names (lower case), URIs, mail and IP addresses that a certificate is for."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
-        return frozenset()
-    dns = (name.lower() for name in names.get_values_for_type(x509.DNSName))
-    addresses = (str(ip) for ip in names.get_values_for_type(x509.IPAddress))
-    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    mail = names.get_values_for_type(x509.RFC822Name)
-    return frozenset((*dns, *addresses, *uris, *mail))

@@ -11,17 +11,19 @@ from OpenSSL import SSL
 
 from certs.peer import CertificateFacts, PeerExpectation, judge_leaf, read_facts
 from certs.spiffe import SpiffeId
+from waypoint.gateway.admitted import AdmittedClients, admitted_clients
 from waypoint.gateway.credentials import MUTUAL_MODES, Credentials, Material
 from waypoint.gateway.server_context import (
     accepting,
+    limit,
     read_certificates,
     read_key,
     read_revocations,
     server_context,
-    subject_names,
     verify_clients,
 )
 from waypoint.routes.listeners import BoundServer, TlsTreatment
+from waypoint.routes.model import ServerTls
 from ztun.errors import CertificateRevoked, ConfigError, TunnelTlsError
 from ztun.routing import Diagnostic
 
@@ -50,13 +52,10 @@ class Terminator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OwnCertificate:
-    """A server with a certificate of its own (SIMPLE, MUTUAL, OPTIONAL_MUTUAL).
-
-    ``client_names`` are subject alternative names of which a client's certificate must have one; empty admits any.
-    """
+    """A server with a certificate of its own (SIMPLE, MUTUAL, OPTIONAL_MUTUAL), and the clients it admits."""
 
     context: SSL.Context
-    client_names: frozenset[str]
+    admitted: AdmittedClients
 
     async def session(self) -> SSL.Connection:
         """See ``Terminator``."""
@@ -64,13 +63,14 @@ class OwnCertificate:
 
     def client(self, session: SSL.Connection) -> SpiffeId | None:
         """See ``Terminator``. The chain was verified in the handshake."""
-        certificate = session.get_peer_certificate(as_cryptography=True) if self.client_names else None
-        if certificate is not None and self.client_names.isdisjoint(subject_names(certificate)):
-            raise TunnelTlsError(
-                "client_name",
-                "the client's certificate has none of the names that tls.subjectAltNames lists",
-                hint=f"allowed: {', '.join(sorted(self.client_names))}",
-            )
+        if self.admitted.restricted:
+            certificate = session.get_peer_certificate(as_cryptography=True)
+            if certificate is not None and not self.admitted.admits(certificate):
+                raise TunnelTlsError(
+                    "client_not_listed",
+                    "the client's certificate is none of those that the server admits",
+                    hint="see subjectAltNames, verifyCertificateSpki and verifyCertificateHash of the server",
+                )
         return None
 
 
@@ -113,7 +113,7 @@ class Terminations:
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
-        self._made: dict[tuple[str, Material, tuple[str, ...]], OwnCertificate] = {}
+        self._made: dict[tuple[ServerTls, Material], OwnCertificate] = {}
         self._mesh: dict[SpiffeId, MeshCertificate] = {}
         self._signature: _Signature = ()
         self._files: frozenset[Path] = frozenset()
@@ -125,7 +125,7 @@ class Terminations:
         credentials = Credentials(snapshot, workload.namespace)
         found: dict[ServerKey, Terminator] = {}
         wrong: list[Diagnostic] = []
-        made: dict[tuple[str, Material, tuple[str, ...]], OwnCertificate] = {}
+        made: dict[tuple[ServerTls, Material], OwnCertificate] = {}
         for bound in (server for opened in listeners for server in opened.listener.servers):
             tls = bound.server.tls
             if tls is None or bound.treatment is not TlsTreatment.TERMINATE or bound.http:
@@ -137,7 +137,7 @@ class Terminations:
                 found[key] = self._mesh[identity]
                 continue
             try:
-                parts = (tls.mode, credentials.find(bound), tls.subject_alt_names)
+                parts = (tls, credentials.find(bound))
                 made[parts] = made.get(parts) or self._made.get(parts) or _own_certificate(*parts)
             except ConfigError as error:
                 wrong.append(_unusable(bound, error))
@@ -169,17 +169,19 @@ def server_key(bound: BoundServer) -> ServerKey:
     return bound.config.key, bound.server.index
 
 
-def _own_certificate(mode: str, material: Material, client_names: tuple[str, ...]) -> OwnCertificate:
+def _own_certificate(tls: ServerTls, material: Material) -> OwnCertificate:
     chain = read_certificates(material.chain, "the certificate")
     context = server_context(chain, read_key(material.key))
-    if mode in MUTUAL_MODES:
+    limit(context, tls.min_version, tls.max_version, tls.cipher_suites)
+    if tls.mode in MUTUAL_MODES:
         authorities = read_certificates(material.authorities, "the CA of the clients")
         revocations = read_revocations(material.revocations)
-        verify_clients(context, authorities, revocations, required=mode == "MUTUAL")
-    elif mode != "SIMPLE":
-        raise ConfigError("tls_mode", f"tls mode {mode} is not supported", hint="SIMPLE or MUTUAL")
-    names = (name if "://" in name else name.lower() for name in client_names)
-    return OwnCertificate(context, frozenset(names))
+        verify_clients(context, authorities, revocations, required=tls.mode == "MUTUAL")
+    elif tls.mode != "SIMPLE":
+        raise ConfigError("tls_mode", f"tls mode {tls.mode} is not supported", hint="SIMPLE or MUTUAL")
+    return OwnCertificate(
+        context, admitted_clients(tls.subject_alt_names, tls.client_keys, tls.client_hashes)
+    )
 
 
 def _unusable(bound: BoundServer, error: ConfigError) -> Diagnostic:

@@ -32,6 +32,10 @@ class ServerTlsSpec(Lenient):
     ca_cert_credential_name: Text = ""
     subject_alt_names: TextList = ()
     cipher_suites: TextList = ()
+    verify_certificate_spki: TextList = ()
+    verify_certificate_hash: TextList = ()
+    min_protocol_version: Text = ""
+    max_protocol_version: Text = ""
 
 
 class ServerSpec(Resource):

@@ -132,6 +132,11 @@ def _server(index: int, spec: ServerSpec) -> GatewayServer:
             spec.tls.private_key,
             spec.tls.ca_certificates,
             tuple(spec.tls.subject_alt_names),
+            tuple(spec.tls.verify_certificate_spki),
+            tuple(spec.tls.verify_certificate_hash),
+            spec.tls.min_protocol_version,
+            spec.tls.max_protocol_version,
+            tuple(spec.tls.cipher_suites),
         )
     port = spec.port
     return GatewayServer(

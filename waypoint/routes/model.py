@@ -160,7 +160,7 @@ class DestinationRule:
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
-    """TLS settings of a gateway server; file names and credential name as written."""
+    """TLS settings of a gateway server; file names, credential name, hashes and versions as written."""
 
     mode: str = ""
     credential_name: str = ""
@@ -168,6 +168,13 @@ class ServerTls:
     private_key: str = ""
     ca_certificates: str = ""
     subject_alt_names: tuple[str, ...] = ()
+    client_keys: tuple[str, ...] = ()
+    """Base64 of the SHA-256 of the public keys of clients."""
+    client_hashes: tuple[str, ...] = ()
+    """Hexadecimal SHA-256 of the certificates of clients."""
+    min_version: str = ""
+    max_version: str = ""
+    cipher_suites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
@@ -416,7 +417,31 @@ async def test_a_client_certificate_of_another_name_is_refused(
     assert await client.answer("shop.example.com", web.issue("someone.example.com")) == b""
     for name in ("customer.example.com", "spiffe://web/customer"):
         assert await client.answer("shop.example.com", web.issue(name)) == b"hello test\n"
-    await logged(edge.gateway, lambda one: one.get("error.code") == "client_name")
+    await logged(edge.gateway, lambda one: one.get("error.code") == "client_not_listed")
+
+
+@pytest.mark.asyncio
+async def test_client_certificates_may_be_listed_one_by_one(
+    edge: Edge, client: Client, web: WebAuthority, mutual: Callable[..., list[Mapping[str, Any]]]
+) -> None:
+    known, other = web.issue("customer"), web.issue("customer")
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(known.chain)).hexdigest()
+    await edge.apply(mutual(verifyCertificateHash=[digest.upper()]))
+    assert await client.answer("shop.example.com", known) == b"hello test\n"
+    assert await client.answer("shop.example.com", other) == b""
+
+
+@pytest.mark.asyncio
+async def test_versions_may_be_narrowed(edge: Edge, client: Client, web: WebAuthority) -> None:
+    shop = secret("shop", **keys(web.issue("shop.example.com")))
+    for lowest, highest, spoken in (("", "TLSV1_2", "TLSv1.2"), ("TLSV1_3", "", "TLSv1.3")):
+        limits = {"minProtocolVersion": lowest, "maxProtocolVersion": highest}
+        given = {key: value for key, value in limits.items() if value}
+        await edge.apply([gateway(GATEWAY, terminating(**given)), tcp_to(), shop])
+        assert (await client.connect("shop.example.com")).session.version() == spoken
+    await edge.apply([gateway(GATEWAY, terminating(maxProtocolVersion="TLSV1_1")), tcp_to(), shop])
+    assert await client.answer("shop.example.com") == b""
+    assert said(edge.gateway, "no TLS version up to TLSV1_1 is spoken")
 
 
 @pytest.mark.asyncio
