@@ -59,7 +59,7 @@ class RoundRobin:
         self._count = 0
 
     def choose(self, keys: Sequence[EndpointKey], weight: Callable[[EndpointKey], float]) -> EndpointKey:
-        """The next of the candidates. Those that are left out keep their turn."""
+        """The next of the candidates. Those that are left out keep their turn, and save up no more than one."""
         wanted = set(keys)
         for key in keys:
             if key not in self._known:
@@ -70,8 +70,8 @@ class RoundRobin:
             if key in wanted:
                 break
             waiting.append((deadline, order, key))
-        for entry in waiting:
-            heapq.heappush(self._heap, entry)
+        for earlier, place, other in waiting:
+            heapq.heappush(self._heap, (max(earlier, deadline), place, other))
         self._now = deadline
         self._push(key, deadline + 1 / weight(key))
         return key

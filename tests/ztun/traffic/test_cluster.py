@@ -62,6 +62,14 @@ def test_round_robin_skips_what_was_tried_without_losing_its_turn() -> None:
     assert cluster.pick(Asker(), 0, rng) == member(2)
 
 
+def test_round_robin_does_not_flood_an_endpoint_that_was_left_out_for_long() -> None:
+    cluster = Cluster(policy(Balancing.ROUND_ROBIN), [member(1), member(2), member(3)], 0)
+    rng, away = random.Random(1), frozenset({("10.0.0.3", 9000)})
+    for _ in range(100):
+        cluster.pick(Asker(), 0, rng, excluded=away)
+    assert picked(cluster, 9) == {"10.0.0.1": 3, "10.0.0.2": 3, "10.0.0.3": 3}
+
+
 def test_least_request_prefers_the_idle_endpoint() -> None:
     cluster = Cluster(policy(Balancing.LEAST_REQUEST), [member(1), member(2)], 0)
     for _ in range(5):
