@@ -18,9 +18,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 run.register(app)
+gateway.register(app)
 analyze.register(app)
 explain.register(app)
-gateway.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

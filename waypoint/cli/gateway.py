@@ -67,10 +67,9 @@ def register(app: typer.Typer) -> None:
         try:
             settings = settings_from(
                 config_paths=tuple(config),
-                node=name,
+                node=f"{namespace}/{name}",
                 ca=ca,
                 engine=engine,
-                workload=f"{namespace}/{name}",
                 namespace=default_namespace,
                 trust_domain=trust_domain,
                 admin_port=admin_port,
