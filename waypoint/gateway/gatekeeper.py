@@ -15,23 +15,21 @@ from ztun.resources.peer_authentication import is_converted
 from ztun.telemetry.logging import get_logger
 
 if TYPE_CHECKING:
-    from ztun.mesh.model import Authorization
+    from ztun.mesh.model import Authorization, Workload
     from ztun.mesh.snapshot import Snapshot
 
 _log = get_logger("gateway")
 
 
-def policies_of(snapshot: Snapshot, uid: str) -> Sequence[Authorization]:
-    """The policies that a gateway enforces; ``uid`` is its pod's."""
-    workload = snapshot.workload_by_uid(uid)
-    if workload is None:
-        return ()
-    return [policy for policy in snapshot.policies_for(workload) if not is_converted(policy)]
+def policies_of(snapshot: Snapshot, gateway: Workload) -> Sequence[Authorization]:
+    """The policies that a gateway enforces. Those that selected its pod count on when its document is gone."""
+    current = snapshot.workload_by_uid(gateway.uid) or gateway
+    return [policy for policy in snapshot.policies_for(current) if not is_converted(policy)]
 
 
-def admit(snapshot: Snapshot, uid: str, attempt: Attempt) -> None:
+def admit(snapshot: Snapshot, gateway: Workload, attempt: Attempt) -> None:
     """Raise :class:`PolicyDenied` unless the policies allow a connection."""
-    verdict = authorize(policies_of(snapshot, uid), attempt)
+    verdict = authorize(policies_of(snapshot, gateway), attempt)
     for policy in verdict.dry_run:
         _log.info("dry-run policy matched", policy=policy, peer=attempt.source_ip)
     if not verdict.allowed:

@@ -148,14 +148,14 @@ class Ingress(Outbound):
 
     def _judge(self, departure: Departure) -> None:
         assert isinstance(departure, Admitted)
-        admit(self._plane.snapshot, departure.source.uid, departure.attempt)
+        admit(self._plane.snapshot, departure.source, departure.attempt)
 
     def _live(self, departure: Departure, route: OutboundRoute, lease: Lease | None) -> LiveConnection:
         assert isinstance(departure, Admitted)
-        uid = departure.source.uid
+        gateway = departure.source
         connection = super()._live(departure, route, lease)
         connection.attempt = departure.attempt
-        connection.policies = lambda snapshot: policies_of(snapshot, uid)
+        connection.policies = lambda snapshot: policies_of(snapshot, gateway)
         return connection
 
     # -- TLS -------------------------------------------------------------------------------------------------

@@ -80,7 +80,9 @@ def listener_configs(document: Document, spec: ApiGatewaySpec) -> Iterable[Gatew
         if listener.tls is not None or listener.protocol == "TLS":
             passthrough = listener.tls is not None and listener.tls.mode == "Passthrough"
             references = listener.tls.certificate_refs if listener.tls else []
-            name = references[0].name if references else ""
+            # a Secret of another namespace is not taken for one of the same name here
+            own = [one.name for one in references if one.namespace in ("", document.namespace)]
+            name = own[0] if own else ""
             tls = ServerTls("PASSTHROUGH" if passthrough else "SIMPLE", credential_name=name)
         host = listener.hostname.lower() or "*"
         server = GatewayServer(

@@ -128,6 +128,24 @@ def test_a_key_is_never_in_a_representation() -> None:
     assert KEY not in repr(Material(b"chain", KEY.encode()))
 
 
+@pytest.mark.parametrize(("namespace", "found"), [("", "shop"), ("istio-system", "shop"), ("other", "")])
+def test_a_secret_of_another_namespace_is_not_taken_for_one_of_the_same_name(
+    namespace: str, found: str
+) -> None:
+    reference = {"name": "shop", **({"namespace": namespace} if namespace else {})}
+    listener = {"name": "tls", "port": 443, "protocol": "TLS", "tls": {"certificateRefs": [reference]}}
+    document = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {"name": "ingress", "namespace": "istio-system"},
+        "spec": {"gatewayClassName": "istio", "listeners": [listener]},
+    }
+    (config,) = AmbientEngine().router(snapshot(document)).index.gateways
+    tls = config.servers[0].tls
+    assert tls is not None
+    assert tls.credential_name == found
+
+
 # -- contexts ---------------------------------------------------------------------------------------------------
 
 

@@ -48,6 +48,14 @@ def coming_from(ip: str) -> dict[str, Any]:
     return {"from": [{"source": {"ipBlocks": [ip]}}]}
 
 
+async def answer(edge: Edge, wires: Wires, source: str | None = None) -> bytes:
+    """What a new connection is answered; empty when it was ended, perhaps before it knew of its beginning."""
+    try:
+        return await echo(await wires.dial(edge.address(SERVICE_PORT), source=source))
+    except ConnectionError:
+        return b""
+
+
 async def echo(wire: Wire) -> bytes:
     try:
         await wire.send(b"test\n")
@@ -60,8 +68,8 @@ async def echo(wire: Wire) -> bytes:
 async def test_an_address_that_is_denied_gets_nothing_through(edge: Edge, wires: Wires) -> None:
     bad, good = edge.block.take(), edge.block.take()
     await edge.apply([*LISTENING, policy("DENY", coming_from(bad))])
-    assert await echo(await wires.dial(edge.address(SERVICE_PORT), source=bad)) == b""
-    assert await echo(await wires.dial(edge.address(SERVICE_PORT), source=good)) == b"hello test\n"
+    assert await answer(edge, wires, bad) == b""
+    assert await answer(edge, wires, good) == b"hello test\n"
     record = await logged(edge.gateway, lambda one: one.get("error.code") == "policy_rejection")
     assert "istio-system/outside" in record["error"]
     assert str(record["src.addr"]).startswith(f"{bad}:")
@@ -81,13 +89,27 @@ async def test_open_connections_are_judged_again(edge: Edge, wires: Wires) -> No
 
 
 @pytest.mark.asyncio
+async def test_policies_outlive_the_document_of_the_gateways_pod(edge: Edge, wires: Wires) -> None:
+    bad = edge.block.take()
+    await edge.apply([*LISTENING, policy("DENY", coming_from(bad))])
+    own = edge.pods.pop()
+    try:
+        edge.write()
+        await logged(edge.gateway, lambda one: one.get("code") == "GW-UNKNOWN")
+        assert await answer(edge, wires, bad) == b""
+        assert await answer(edge, wires) == b"hello test\n"
+    finally:
+        edge.pods.append(own)
+
+
+@pytest.mark.asyncio
 async def test_the_port_of_a_policy_is_the_one_that_is_listened_on(edge: Edge, wires: Wires) -> None:
     to_port = {"to": [{"operation": {"ports": [str(SERVICE_PORT)]}}]}
     await edge.apply([*LISTENING, policy("ALLOW", to_port)])
-    assert await echo(await wires.dial(edge.address(SERVICE_PORT))) == b"hello test\n"
+    assert await answer(edge, wires) == b"hello test\n"
     other_port = {"to": [{"operation": {"ports": ["1"]}}]}
     await edge.apply([*LISTENING, policy("ALLOW", other_port)])
-    assert await echo(await wires.dial(edge.address(SERVICE_PORT))) == b""
+    assert await answer(edge, wires) == b""
 
 
 @pytest.mark.asyncio
