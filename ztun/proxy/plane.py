@@ -19,6 +19,7 @@ from ztun.net.dial import Dialled, connect
 from ztun.net.pool import PoolKey, TunnelPool
 from ztun.net.tunnel import Tunnel, dial_tunnel
 from ztun.proxy.connections import Connections
+from ztun.sources.collection import let_go
 from ztun.telemetry.logging import get_logger
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Plane:
 
     def replace_snapshot(self, snapshot: Snapshot) -> None:
         """A new state of the mesh: new decisions use it, open connections are judged by it."""
+        before: list[object] = [self.snapshot]
         self.snapshot = snapshot
         self._baggage = {}
         self._changed.set()
@@ -73,6 +75,7 @@ class Plane:
         if closed:
             self._log.info("connections closed by changed policies", count=closed)
         self._retain_tunnels(snapshot)
+        self.loop.run_in_executor(None, let_go, before)
 
     async def snapshot_changed(self) -> None:
         """Wait for the next snapshot."""

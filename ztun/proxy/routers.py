@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ztun.errors import ConfigError, RouteError
 from ztun.routing import DocumentReader
-from ztun.sources.collection import collection_postponed
+from ztun.sources.collection import collection_postponed, let_go
 from ztun.telemetry.families import Family, ReadGauge
 from ztun.telemetry.logging import get_logger
 
@@ -175,6 +175,9 @@ class CompiledRouter:
         return _Compiled(router, snapshot, findings, Counter(one.code for one in findings), fresh, told)
 
     def _take(self, made: _Compiled) -> None:
+        if self._compiled is not None:
+            before: list[object] = [self._compiled]
+            asyncio.get_running_loop().run_in_executor(None, let_go, before)
         self._compiled = made
         self._met.clear()
         for finding in made.fresh[:MAX_FINDINGS_LOGGED]:

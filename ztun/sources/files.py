@@ -28,7 +28,7 @@ from ztun.resources.documents import (
 from ztun.resources.settings import MeshSettings
 from ztun.resources.translation import Accepted, DocumentKey, translate
 from ztun.resources.yaml_text import parse_chunk
-from ztun.sources.collection import collection_postponed
+from ztun.sources.collection import collection_postponed, let_go
 
 SETTLE_SECONDS = 0.05  # changes closer together than this are read once; editors write in several steps
 MAX_DELAY_SECONDS = 1.0  # read at the latest after this, however busy the directory is
@@ -122,7 +122,8 @@ class FileSource:
             return None
         before = (self._problems, {path: file.text for path, file in self._files.items()})
         self._signature = signature
-        self._read()
+        with collection_postponed():
+            self._read()
         if before == (self._problems, {path: file.text for path, file in self._files.items()}):
             return None
         return self._translate()
@@ -183,9 +184,11 @@ class FileSource:
                     ]
                 problems += wrong
                 files[name] = _File(origin, text, documents)
+        before: list[object] = [self._files, self._chunks]
         self._files, self._problems = files, problems
         # Only what was used now is remembered, so the memory follows the configuration.
         self._chunks = chunks
+        let_go(before)
         return readable
 
     def _look(self) -> Signature:
