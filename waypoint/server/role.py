@@ -97,8 +97,9 @@ class WaypointRole:
 
     def _missing(self) -> str:
         pod = self._plane.settings.workload
+        named = f" {pod}" if pod else ""
         return (
-            f"the mesh has no pod {pod or ''}of the waypoint {self._waypoint}: "
+            f"the mesh has no pod{named} of the waypoint {self._waypoint}: "
             "is there a Gateway of class istio-waypoint with this name, and a pod labelled "
             f"gateway.networking.k8s.io/gateway-name: {self._waypoint.name}?"
         )

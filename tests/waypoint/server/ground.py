@@ -134,6 +134,7 @@ class Ground:
         self.entries: dict[tuple[str, str], Address] = {}
         self.environment: dict[str, str] = {}
         self.more_nodes: list[str] = []
+        self.waypoint_options: list[str] = []
         self.proxies: list[ProxyProcess] = []
         self._forwards: list[Forward] = []
         self._stack = ExitStack()
@@ -171,7 +172,7 @@ class Ground:
         echoes: list[Process] = [EchoProcess(pod, say, self.directory) for say, pod in self.servers.items()]
         self.near = self.node("near", self._forwards)
         self.far = self.node("far")
-        self.waypoint = self.waypoint_process()
+        self.waypoint = self.waypoint_process(*self.waypoint_options)
         self.proxies = [self.near, self.far, self.waypoint, *map(self.node, self.more_nodes)]
         for process in (*echoes, *self.proxies):
             self.spawn(process)
