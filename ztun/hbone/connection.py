@@ -484,13 +484,14 @@ class TunnelConnection:
         """Both directions ended in order."""
         self._remove(stream)
         stream.discard()
-        held, stream.held = stream.held, 0
-        self.release_held(held)
+        if stream.sink is None:
+            stream.release()
         self.owner.stream_closed()
 
     def reset_stream(self, stream: TunnelStream, code: int) -> None:
         """Send RST_STREAM on our own account."""
         self.close_stream(stream)
+        stream.release()
         self._reply(rst_stream(stream.id, code))
 
     def violate_stream(self, stream: TunnelStream, code: ErrorCode, reason: str) -> None:
@@ -604,7 +605,7 @@ class TunnelConnection:
 
     def _reset_stalled(self, now: float) -> None:
         limit = self.settings.stall_timeout
-        if not limit or self.congested:
+        if self.congested or len(self.waiting) <= self.settings.stalled_allowed:
             return
         # a stream whose windows are open only waits for its turn on a slow transport
         stalled = [
@@ -612,8 +613,10 @@ class TunnelConnection:
             for stream in self.waiting
             if now - stream.stalled_since >= limit and min(stream.send_window, self.send_window) <= 0
         ]
+        stalled.sort(key=lambda stream: stream.stalled_since)
+        excess = len(stalled) - self.settings.stalled_allowed
         try:
-            for stream in stalled:
+            for stream in stalled[: max(0, excess)]:
                 if stream.closed:
                     continue
                 self._lose(stream, ErrorCode.CANCEL, f"the peer granted no window for {limit:g} s")

@@ -1,6 +1,7 @@
 """What a peer may do often, and how often: the flood guards of a tunnel.
 
-1. Every kind of abuse has a budget per window of one second and one for the life of the connection.
+1. Every kind of abuse has a budget per second and one per hour. (A budget for life, as other proxies have it, ends
+   tunnels that have done nothing wrong but last for weeks.)
 2. The budgets count frames that cost us work and carry none of the peer's own: a WINDOW_UPDATE that answers DATA is
    free, a reset of a stream that was answered is free.
 3. A spent budget trips the guard; the tunnel then sends GOAWAY with ENHANCE_YOUR_CALM and closes.
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 WINDOW_SECONDS = 1.0
+HOUR_SECONDS = 3600.0
 UNLIMITED = 1 << 62
 
 
@@ -36,10 +38,10 @@ class Abuse(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How many are allowed in any window, and in the life of a connection."""
+    """How many are allowed in any window of a second, and in any hour."""
 
     per_window: int
-    lifetime: int = UNLIMITED
+    per_hour: int = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +78,27 @@ class GuardTripped(Exception):
 class FloodGuard:
     """Counts what one peer does. Times are seconds of any monotonic clock, given by the caller."""
 
-    __slots__ = ("_counts", "_lifetimes", "_window_start", "limits")
+    __slots__ = ("_counts", "_hour_counts", "_hour_start", "_window_start", "limits")
 
     def __init__(self, limits: GuardLimits) -> None:
         self.limits = limits
         self._counts: dict[Abuse, int] = {}
-        self._lifetimes: dict[Abuse, int] = {}
+        self._hour_counts: dict[Abuse, int] = {}
         self._window_start = 0.0
+        self._hour_start = 0.0
 
     def count(self, abuse: Abuse, now: float) -> None:
-        """Count one; raises :class:`GuardTripped` when the budget of its window or lifetime is spent."""
+        """Count one; raises :class:`GuardTripped` when the budget of its second or hour is spent."""
         if now - self._window_start >= WINDOW_SECONDS:
             self._counts.clear()
             self._window_start = now
+            if now - self._hour_start >= HOUR_SECONDS:
+                self._hour_counts.clear()
+                self._hour_start = now
         budget = self.limits.budgets[abuse]
         in_window = self._counts[abuse] = self._counts.get(abuse, 0) + 1
-        in_life = self._lifetimes[abuse] = self._lifetimes.get(abuse, 0) + 1
+        in_hour = self._hour_counts[abuse] = self._hour_counts.get(abuse, 0) + 1
         if in_window > budget.per_window:
             raise GuardTripped(abuse, f"more than {budget.per_window} {abuse.value} in {WINDOW_SECONDS:g} s")
-        if in_life > budget.lifetime:
-            raise GuardTripped(abuse, f"more than {budget.lifetime} {abuse.value} on one connection")
+        if in_hour > budget.per_hour:
+            raise GuardTripped(abuse, f"more than {budget.per_hour} {abuse.value} in an hour")

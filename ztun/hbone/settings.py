@@ -38,6 +38,8 @@ class TunnelSettings:
     ping_interval: float = 10.0
     ping_timeout: float = 20.0
     stall_timeout: float = 300.0
-    """A stream whose peer grants no window for this long while bytes wait for it is reset; 0 switches that off."""
+    """A stream counts as stalled when its peer grants no window for this long while bytes wait for it."""
+    stalled_allowed: int = 64
+    """Stalled streams that a tunnel bears: a consumer may pause, as over TCP. Beyond that the oldest are reset."""
     drain_round_trip: float = 1.0
     """How long after the first GOAWAY the final one follows (RFC 9113 section 6.8 asks for one round trip)."""

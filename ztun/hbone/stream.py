@@ -305,10 +305,14 @@ class TunnelStream:
         self.backlog_bytes = 0
         self.connection.waiting.pop(self, None)
 
+    def release(self) -> None:
+        """Nobody will deliver what is still held; called by whoever joined the stream, at the end."""
+        held, self.held = self.held, 0
+        self.connection.release_held(held)
+
     def lost(self, code: ErrorCode | int, reason: str) -> None:
         """The stream ended before both directions did: tell the owner."""
         self.discard()
         self.loss = (code, reason)
-        held, self.held = self.held, 0
-        self.connection.release_held(held)
+        self.release()
         self.owner.stream_reset(self, code, reason)

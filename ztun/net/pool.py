@@ -43,6 +43,8 @@ class PoolLimits:
     tunnels_per_key: int = 1024
     waiters_per_key: int = 16_384
     idle_timeout: float = 300.0
+    wait_timeout: float = 35.0
+    """Longer than the stages of a dial together, so that its own error is what the waiters hear."""
 
 
 class _Entry:
@@ -81,7 +83,15 @@ class TunnelPool:
         """
         tunnel = self._best(key)
         if tunnel is None:
-            tunnel = await self._wait(key)
+            try:
+                async with asyncio.timeout(self._limits.wait_timeout):
+                    tunnel = await self._wait(key)
+            except TimeoutError:
+                raise TunnelError(
+                    "pool_timeout",
+                    f"no tunnel had room for the connection within {self._limits.wait_timeout:g} s",
+                    hint="the peer takes no more streams, or tunnels to it cannot be made fast enough",
+                ) from None
         else:
             self.hits += 1
         stream, answer = await tunnel.open(headers, timeout)

@@ -135,6 +135,9 @@ class Relay:
     def _finish(self, error: ZtunError | None) -> None:
         if not self.finished:
             self.finished = True
+            for end in (self.client, self.server):
+                if not isinstance(end, AppSocket):
+                    end.release()
             self._on_finish(error)
 
 

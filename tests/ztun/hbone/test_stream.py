@@ -181,6 +181,28 @@ def test_nothing_is_held_for_a_stream_that_is_gone(end: str) -> None:
     assert stream.offer(memoryview(b"nobody")) is True
 
 
+def test_a_stream_that_ended_in_order_holds_what_its_sink_has_not_delivered() -> None:
+    bench = Bench()
+    stream, tray = bench.accept(1)
+    tray.full = True
+    bench.feed(DataFrame(1, bytes(1_000), flags=["END_STREAM"]))
+    stream.offer_end()
+    assert stream.closed
+    assert bench.tunnel.held == 1_000
+    stream.sink_drained()
+    assert bench.tunnel.held == 0
+
+
+def test_whoever_joined_a_stream_lets_go_of_what_it_holds() -> None:
+    bench = Bench()
+    stream, tray = bench.accept(1)
+    tray.full = True
+    bench.feed(DataFrame(1, bytes(1_000), flags=["END_STREAM"]))
+    stream.offer_end()
+    stream.release()
+    assert bench.tunnel.held == 0
+
+
 def test_payload_and_end_that_come_before_the_other_side_wait_for_it() -> None:
     bench = Bench(client=True)
     stream, tray = bench.open()
