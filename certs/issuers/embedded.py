@@ -6,8 +6,11 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from cryptography import x509
+
 from certs.authority import LEAF_LIFETIME
 from certs.directory import CaDirectory
+from certs.errors import CertError
 from certs.issuers.base import Change, Issued, Trust
 from certs.issuers.watching import watch_directory
 from certs.request import build_request, new_key
@@ -39,8 +42,27 @@ class EmbeddedIssuer:
         return Trust(authority.roots, authority.crls)
 
     async def watch(self, changed: Callable[[Change], None]) -> None:
-        """Tell of changes in the directory: a rotation, a revocation."""
-        await watch_directory(self._directory.path, lambda: changed(Change.TRUST))
+        """Tell of changes in the directory: a revocation, or a rotation, which makes every leaf an old one.
+
+        Leaves of the old root are replaced at once and not at their half life, so that it can be retired soon.
+        """
+        signer = self._signer()
+
+        def look() -> None:
+            nonlocal signer
+            changed(Change.TRUST)
+            now = self._signer()
+            if now is not None and now != signer:
+                signer = now
+                changed(Change.CERTIFICATES)
+
+        await watch_directory(self._directory.path, look)
+
+    def _signer(self) -> x509.Certificate | None:
+        try:
+            return self._directory.load().certificate
+        except CertError:
+            return None  # in the middle of a change; the store asks again and reports it
 
     async def close(self) -> None:
         """Nothing is held open."""

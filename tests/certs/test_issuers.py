@@ -81,6 +81,19 @@ async def test_embedded_ca_signs_and_follows_its_directory(ca: CaDirectory, cloc
 
 
 @pytest.mark.asyncio
+async def test_a_rotation_of_the_embedded_ca_makes_every_certificate_an_old_one(
+    ca: CaDirectory, clock: Clock
+) -> None:
+    issuer = open_issuer(str(ca.path), now=clock)
+    async with watching(issuer) as changes:
+        await until_heard(changes, Change.TRUST, ca.path / "probe")
+        ca.rotate(now=clock())
+        while await changes.get() is not Change.CERTIFICATES:
+            pass
+    await issuer.close()
+
+
+@pytest.mark.asyncio
 async def test_files_of_one_identity(ca: CaDirectory, clock: Clock, tmp_path: Path) -> None:
     write_certificate(ca, tmp_path / "a", "a", clock)
     issuer = open_issuer(str(tmp_path / "a"), now=clock)
