@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from tests.waypoint.server.ground import (
     Documents,
     EchoProcess,
     generation,
+    logged,
     records,
     service,
     until,
@@ -227,6 +229,14 @@ class Edge:
         for process, old in zip(self.gateways, before, strict=True):
             await until(process, "following its configuration", lambda: follows(process, old))  # noqa: B023
 
+    async def caught_up(self, number: int = 0) -> None:
+        """Wait until the log of a gateway has all that was said before; it is written in order."""
+        ip = self.block.take()
+        _, writer = await asyncio.open_connection(*self.address(SERVICE_PORT, number), local_addr=(ip, 0))
+        writer.close()
+        await writer.wait_closed()
+        await logged(self.gateways[number], lambda one: str(one.get("src.addr")).startswith(f"{ip}:"))
+
     def __enter__(self) -> Self:
         return self
 
@@ -244,8 +254,14 @@ def follows(process: ProxyProcess, before: int) -> bool:
 
 
 def said(process: Process, pattern: str) -> list[dict[str, Any]]:
-    """The records of a log whose message matches."""
+    """The records so far whose message matches."""
     return [one for one in records(process) if re.search(pattern, str(one.get("message", "")))]
+
+
+async def says(process: Process, pattern: str) -> list[dict[str, Any]]:
+    """The same, once there is one: lines are written by a thread of their own."""
+    await until(process, f"saying {pattern!r}", lambda: bool(said(process, pattern)))
+    return said(process, pattern)
 
 
 async def refused(address: Address) -> bool:
@@ -254,5 +270,7 @@ async def refused(address: Address) -> bool:
         _, writer = await asyncio.open_connection(*address)
     except ConnectionRefusedError:
         return True
-    writer.close()
+    writer.transport.abort()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
     return False

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from tests.peers.process import Process
 from tests.waypoint.gateway.edge import (
@@ -18,6 +17,7 @@ from tests.waypoint.gateway.edge import (
     refused,
     rules,
     said,
+    says,
     server,
     to,
 )
@@ -42,12 +42,6 @@ def own_edge(tmp_path: Path) -> Iterator[Edge]:
     """One for a test that ends or confuses the gateway; not started."""
     with Edge(tmp_path) as edge:
         yield edge
-
-
-@pytest_asyncio.fixture
-async def wires() -> AsyncIterator[Wires]:
-    async with Wires() as wires:
-        yield wires
 
 
 def open_on(*ports: int, **more: str) -> Documents:
@@ -85,10 +79,12 @@ async def test_a_changed_rule_is_for_new_connections(edge: Edge, wires: Wires) -
     await edge.apply(open_on(SERVICE_PORT))
     staying = await wires.dial(edge.address(SERVICE_PORT))
     assert await echo(staying) == b"hello test\n"
+    await edge.caught_up()
     opened = len(said(edge.gateway, "listener opened"))
     await edge.apply([gateway(GATEWAY, server(SERVICE_PORT)), route("echo", "echo-server-2")])
     assert await ask(edge.address(SERVICE_PORT)) == "hello-2 test"
     assert await echo(staying) == b"hello test\n"
+    await edge.caught_up()
     # the socket was not closed in between: nobody who connects meanwhile is refused
     assert len(said(edge.gateway, "listener opened")) == opened
 
@@ -102,12 +98,12 @@ async def test_of_two_gateways_on_a_port_the_older_one_has_it(edge: Edge) -> Non
     one, two = route("one", "echo-server", "a-younger"), route("two", "echo-server-2", "b-older")
     await edge.apply([younger, older, one, two])
     assert await ask(edge.address(OTHER_PORT)) == "hello-2 test"
-    (conflict,) = [one for one in said(edge.gateway, "a-younger") if one["code"] == "GW-CONFLICT"]
+    (conflict,) = [one for one in await says(edge.gateway, "a-younger") if one["code"] == "GW-CONFLICT"]
     assert "Gateway istio-system/b-older" in conflict["message"]
     assert conflict["level"] == "error"
 
     await edge.apply([younger, older, one, two])
-    assert len([one for one in said(edge.gateway, "a-younger") if one["code"] == "GW-CONFLICT"]) == 1
+    assert len([one for one in await says(edge.gateway, "a-younger") if one["code"] == "GW-CONFLICT"]) == 1
     await edge.apply([younger, one, two])
     assert await ask(edge.address(OTHER_PORT)) == "hello test"
 
@@ -144,7 +140,7 @@ async def test_what_is_not_for_layer_four_is_not_opened(edge: Edge) -> None:
     )
     assert await refused(edge.address(8081))
     assert await ask(edge.address(SERVICE_PORT)) == "hello test"
-    assert [one["code"] for one in said(edge.gateway, r"\*:8081 is not opened")] == ["GW-HTTP"]
+    assert [one["code"] for one in await says(edge.gateway, r"\*:8081 is not opened")] == ["GW-HTTP"]
 
 
 @pytest.mark.asyncio
@@ -155,7 +151,7 @@ async def test_a_port_that_is_taken_is_said_and_tried_again(edge: Edge) -> None:
         somebody.listen()
         await edge.apply(open_on(SERVICE_PORT, 7777))
         assert await ask(edge.address(SERVICE_PORT)) == "hello test"
-        (problem,) = said(edge.gateway, "listener cannot be opened yet")
+        (problem,) = await says(edge.gateway, "listener cannot be opened yet")
         assert "another process has the port" in problem["error.hint"]
         assert sample(edge.gateway, "ztun_gateway_listeners", state="failed") == 1
     address = f"{edge.gateway_pods[0].ip}:7777"
@@ -175,7 +171,7 @@ async def test_broken_configuration_keeps_what_was_there(edge: Edge, wires: Wire
     await edge.apply([broken, route("echo", "echo-server")])
     assert await ask(edge.address(SERVICE_PORT)) == "hello test"
     assert await echo(staying) == b"hello test\n"
-    assert said(edge.gateway, "Gateway istio-system/ingressgateway-1 spec.servers: should be")
+    assert await says(edge.gateway, "Gateway istio-system/ingressgateway-1 spec.servers: should be")
 
 
 @pytest.mark.asyncio

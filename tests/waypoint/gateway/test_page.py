@@ -55,6 +55,9 @@ async def test_the_address_of_the_service_inside_the_mesh_is_not_the_gateway(edg
 
 @pytest.mark.asyncio
 async def test_nothing_is_complained_about(edge: Edge) -> None:
+    await edge.apply(example(*PAGE))
+    for number in range(2):
+        await edge.caught_up(number)
     assert not [one for process in edge.gateways for one in said(process, "ingressgateway-vs")]
 
 

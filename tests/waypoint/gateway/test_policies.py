@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from tests.waypoint.gateway.edge import SERVICE_PORT, Edge, gateway, rules, server, to
 from tests.waypoint.server.ground import Documents, logged
@@ -27,12 +26,6 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
         edge.documents = LISTENING
         edge.start()
         yield edge
-
-
-@pytest_asyncio.fixture
-async def wires() -> AsyncIterator[Wires]:
-    async with Wires() as wires:
-        yield wires
 
 
 def policy(action: str, rule: dict[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,17 @@
-"""TLS at the gateway: passed through by server name, or ended there with and without client certificates."""
+"""TLS at the gateway: passed through by server name, or ended there with a certificate that comes and goes."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
-from tests.peers.tls_client import TlsClient, client_context
 from tests.peers.web_certificates import WebAuthority, WebCertificate
 from tests.waypoint.gateway.edge import (
     SERVICE_PORT,
@@ -23,18 +21,17 @@ from tests.waypoint.gateway.edge import (
     gateway,
     refused,
     rules,
-    said,
+    says,
     secret,
     server,
     to,
 )
-from tests.waypoint.server.ground import APP_PORT, logged, sample
+from tests.waypoint.gateway.tls import GATEWAY, PORT, Client, keys, tcp_to, terminating
+from tests.waypoint.server.ground import APP_PORT, logged
 from tests.ztun.proxy.applications import Wires
 
 pytestmark = pytest.mark.net
 
-PORT = 443
-GATEWAY = "ingressgateway-1"
 BULK_BYTES = 8 * 1024 * 1024
 
 
@@ -43,69 +40,6 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     with Edge(tmp_path_factory.mktemp("tls")) as edge:
         edge.start()
         yield edge
-
-
-@pytest.fixture(scope="module")
-def web() -> WebAuthority:
-    return WebAuthority()
-
-
-@pytest_asyncio.fixture
-async def wires() -> AsyncIterator[Wires]:
-    async with Wires() as wires:
-        yield wires
-
-
-class Client:
-    """Makes TLS connections to the gateway."""
-
-    def __init__(self, edge: Edge, wires: Wires, web: WebAuthority, directory: Path) -> None:
-        self._edge = edge
-        self._wires = wires
-        self._web = web
-        self._directory = directory
-
-    async def connect(
-        self, name: str | None, shown: WebCertificate | None = None, *, port: int = PORT
-    ) -> TlsClient:
-        """A session that trusts the web CA; raises as :meth:`TlsClient.handshake` does."""
-        files: dict[str, Path] = {}
-        if shown is not None:
-            for part, text in (("certificate", shown.chain), ("key", shown.key)):
-                files[part] = self._directory / part
-                files[part].write_text(text)
-        context = client_context(self._web.pem, **files)
-        context.check_hostname = name is not None
-        client = TlsClient(await self._wires.dial(self._edge.address(port)), context, name)
-        await client.handshake()
-        return client
-
-    async def answer(self, name: str | None, shown: WebCertificate | None = None) -> bytes:
-        """What the echo server behind the gateway says; empty when the connection ended instead."""
-        try:
-            client = await self.connect(name, shown)
-            await client.send(b"test\n")
-            return await client.receive(len(b"hello test\n"))
-        except (ssl.SSLError, ConnectionError):
-            return b""
-
-
-@pytest.fixture
-def client(edge: Edge, wires: Wires, web: WebAuthority, tmp_path: Path) -> Client:
-    return Client(edge, wires, web, tmp_path)
-
-
-def tcp_to(*names: str) -> Mapping[str, Any]:
-    return rules("terminated", [GATEWAY], hosts=names or ("*",), tcp=[{"route": [to("echo-server")]}])
-
-
-def keys(certificate: WebCertificate) -> dict[str, str]:
-    return {"tls_crt": certificate.chain, "tls_key": certificate.key}
-
-
-def terminating(mode: str = "SIMPLE", credential: str = "shop", *hosts: str, **more: Any) -> dict[str, Any]:
-    tls = {"mode": mode, **({"credentialName": credential} if credential else {}), **more}
-    return server(PORT, "TLS", *(hosts or ("shop.example.com",)), tls=tls)
 
 
 # -- passed through ---------------------------------------------------------------------------------------------
@@ -131,18 +65,23 @@ async def tls_application(edge: Edge, web: WebAuthority, tmp_path: Path) -> Asyn
     names: list[str] = []
     context.sni_callback = lambda _, name, __: names.append(name)
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+        writers.append(writer)
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
             while data := await reader.read(65536):
                 writer.write(data)
                 await writer.drain()
-        except (ssl.SSLError, ConnectionError):
-            pass
         writer.close()
 
     listening = await asyncio.start_server(serve, edge.app.ip, TLS_PORT, ssl=context)
     yield names
     listening.close()
+    for writer in writers:
+        writer.transport.abort()
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
+            await writer.wait_closed()
     await listening.wait_closed()
 
 
@@ -280,7 +219,7 @@ async def test_a_missing_secret_refuses_its_server_only_until_it_is_there(
     assert await client.answer("shop.example.com") == b"hello test\n"
     with pytest.raises((ConnectionError, ssl.SSLError)):
         await client.connect("lost.example.com", port=8443)
-    (problem,) = said(edge.gateway, "no Secret istio-system/lost")
+    (problem,) = await says(edge.gateway, "no Secret istio-system/lost")
     assert problem["code"] == "GW-TLS-CREDENTIAL"
     assert problem["level"] == "error"
     assert "spec.servers[1].tls" in problem["message"]
@@ -306,7 +245,7 @@ async def test_an_unusable_secret_says_why_and_shows_nothing_of_itself(
     texts = {"CHAIN": web.issue("shop.example.com").chain, "OTHER": web.issue("shop.example.com").key}
     broken = secret("shop", **{key: texts.get(text, text) for key, text in values.items()})
     await edge.apply([gateway(GATEWAY, terminating()), tcp_to(), broken])
-    assert said(edge.gateway, why)
+    assert await says(edge.gateway, why)
     assert await client.answer("shop.example.com") == b""
     assert "PRIVATE KEY" not in edge.gateway.log.read_text()
 
@@ -352,163 +291,6 @@ async def test_certificate_files_are_followed(
         pass
 
 
-# -- client certificates ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def mutual(web: WebAuthority) -> Callable[..., list[Mapping[str, Any]]]:
-    def documents(mode: str = "MUTUAL", ca_crl: str = "", **more: Any) -> list[Mapping[str, Any]]:
-        lists = {"ca_crl": ca_crl} if ca_crl else {}
-        shop = secret("shop", **keys(web.issue("shop.example.com")), ca_crt=web.pem, **lists)
-        return [gateway(GATEWAY, terminating(mode, **more)), tcp_to(), shop]
-
-    return documents
-
-
-@pytest.mark.asyncio
-async def test_a_right_client_certificate_is_let_in(
-    edge: Edge, client: Client, web: WebAuthority, mutual: Callable[..., list[Mapping[str, Any]]]
-) -> None:
-    await edge.apply(mutual())
-    assert await client.answer("shop.example.com", web.issue("customer")) == b"hello test\n"
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    ("shown", "code"),
-    [
-        (lambda web: None, "peer_no_certificate"),
-        (lambda web: WebAuthority("stranger").issue("customer"), "peer_unknown_issuer"),
-        (lambda web: web.issue("customer", expired=True), "peer_expired"),
-    ],
-)
-async def test_a_wrong_client_certificate_gets_no_byte_through(
-    edge: Edge,
-    client: Client,
-    web: WebAuthority,
-    mutual: Callable[..., list[Mapping[str, Any]]],
-    shown: Callable[[WebAuthority], WebCertificate | None],
-    code: str,
-) -> None:
-    await edge.apply(mutual())
-    before = sample(edge.gateway, "istio_tcp_connections_opened_total")
-    assert await client.answer("shop.example.com", shown(web)) == b""
-    await logged(edge.gateway, lambda one: one.get("error.code") == code)
-    assert sample(edge.gateway, "istio_tcp_connections_opened_total") == before
-    assert sample(edge.gateway, "ztun_handshake_failures_total", code=code) >= 1
-
-
-@pytest.mark.asyncio
-async def test_a_revoked_client_certificate_is_refused(
-    edge: Edge, client: Client, web: WebAuthority, mutual: Callable[..., list[Mapping[str, Any]]]
-) -> None:
-    good, bad = web.issue("customer"), web.issue("customer")
-    await edge.apply(mutual(ca_crl=web.revocations(bad)))
-    assert await client.answer("shop.example.com", bad) == b""
-    assert await client.answer("shop.example.com", good) == b"hello test\n"
-    await logged(edge.gateway, lambda one: one.get("error.code") == "peer_revoked")
-
-
-@pytest.mark.asyncio
-async def test_a_client_certificate_of_another_name_is_refused(
-    edge: Edge, client: Client, web: WebAuthority, mutual: Callable[..., list[Mapping[str, Any]]]
-) -> None:
-    await edge.apply(mutual(subjectAltNames=["Customer.example.com", "spiffe://web/customer"]))
-    assert await client.answer("shop.example.com", web.issue("someone.example.com")) == b""
-    for name in ("customer.example.com", "spiffe://web/customer"):
-        assert await client.answer("shop.example.com", web.issue(name)) == b"hello test\n"
-    await logged(edge.gateway, lambda one: one.get("error.code") == "client_not_listed")
-
-
-@pytest.mark.asyncio
-async def test_client_certificates_may_be_listed_one_by_one(
-    edge: Edge, client: Client, web: WebAuthority, mutual: Callable[..., list[Mapping[str, Any]]]
-) -> None:
-    known, other = web.issue("customer"), web.issue("customer")
-    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(known.chain)).hexdigest()
-    await edge.apply(mutual(verifyCertificateHash=[digest.upper()]))
-    assert await client.answer("shop.example.com", known) == b"hello test\n"
-    assert await client.answer("shop.example.com", other) == b""
-
-
-@pytest.mark.asyncio
-async def test_versions_may_be_narrowed(edge: Edge, client: Client, web: WebAuthority) -> None:
-    shop = secret("shop", **keys(web.issue("shop.example.com")))
-    for lowest, highest, spoken in (("", "TLSV1_2", "TLSv1.2"), ("TLSV1_3", "", "TLSv1.3")):
-        limits = {"minProtocolVersion": lowest, "maxProtocolVersion": highest}
-        given = {key: value for key, value in limits.items() if value}
-        await edge.apply([gateway(GATEWAY, terminating(**given)), tcp_to(), shop])
-        assert (await client.connect("shop.example.com")).session.version() == spoken
-    await edge.apply([gateway(GATEWAY, terminating(maxProtocolVersion="TLSV1_1")), tcp_to(), shop])
-    assert await client.answer("shop.example.com") == b""
-    assert said(edge.gateway, "no TLS version up to TLSV1_1 is spoken")
-
-
-@pytest.mark.asyncio
-async def test_an_optional_certificate_may_be_missing_but_not_wrong(
-    edge: Edge, client: Client, web: WebAuthority, mutual: Callable[..., list[Mapping[str, Any]]]
-) -> None:
-    await edge.apply(mutual("OPTIONAL_MUTUAL"))
-    assert await client.answer("shop.example.com") == b"hello test\n"
-    assert await client.answer("shop.example.com", web.issue("customer")) == b"hello test\n"
-    assert await client.answer("shop.example.com", WebAuthority("stranger").issue("customer")) == b""
-
-
-@pytest.mark.asyncio
-async def test_without_a_ca_for_clients_a_mutual_server_takes_nobody(
-    edge: Edge, client: Client, web: WebAuthority
-) -> None:
-    shop = secret("shop", **keys(web.issue("shop.example.com")))
-    await edge.apply([gateway(GATEWAY, terminating("MUTUAL")), tcp_to(), shop])
-    assert await client.answer("shop.example.com", web.issue("customer")) == b""
-    assert said(edge.gateway, "needs the CA certificates of the clients")
-
-
-@pytest.mark.asyncio
-async def test_the_clients_ca_may_have_a_secret_of_its_own(
-    edge: Edge, client: Client, web: WebAuthority
-) -> None:
-    shop = secret("shop", **keys(web.issue("shop.example.com")))
-    clients = secret("shop-cacert", cacert=web.pem)
-    await edge.apply([gateway(GATEWAY, terminating("MUTUAL")), tcp_to(), shop, clients])
-    assert await client.answer("shop.example.com", web.issue("customer")) == b"hello test\n"
-
-
-@pytest.mark.asyncio
-async def test_a_client_of_the_mesh_shows_its_identity(
-    edge: Edge, wires: Wires, client: Client, web: WebAuthority
-) -> None:
-    """ISTIO_MUTUAL: the gateway shows its certificate of the mesh, and policies see the client's identity."""
-    friend, foe = (SpiffeId(DEFAULT_TRUST_DOMAIN, "default", name) for name in ("friend", "foe"))
-    policy = {
-        "apiVersion": "security.istio.io/v1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"name": "friends", "namespace": "istio-system"},
-        "spec": {
-            "selector": {"matchLabels": {"istio": GATEWAY}},
-            "action": "ALLOW",
-            "rules": [{"from": [{"source": {"principals": [str(friend).removeprefix("spiffe://")]}}]}],
-        },
-    }
-    await edge.apply([gateway(GATEWAY, terminating("ISTIO_MUTUAL", "")), tcp_to(), policy])
-
-    async def answer(identity: SpiffeId) -> bytes:
-        files = edge.authority.issue(identity)
-        context = client_context(files.roots.read_text(), certificate=files.chain, key=files.key)
-        context.check_hostname = False
-        session = TlsClient(await wires.dial(edge.address(PORT)), context, "shop.example.com")
-        try:
-            await session.handshake()
-            await session.send(b"test\n")
-            return await session.receive(11)
-        except (ssl.SSLError, ConnectionError):
-            return b""
-
-    assert await answer(friend) == b"hello test\n"
-    assert await answer(foe) == b""
-    await logged(edge.gateway, lambda one: one.get("error.code") == "policy_rejection")
-
-
 # -- what is kept to itself -------------------------------------------------------------------------------------
 
 
@@ -526,4 +308,4 @@ async def test_no_key_is_shown_to_anybody(edge: Edge, web: WebAuthority) -> None
 async def test_a_server_without_route_is_not_opened(edge: Edge, web: WebAuthority) -> None:
     await edge.apply([gateway(GATEWAY, terminating()), secret("shop", **keys(web.issue("shop.example.com")))])
     assert await refused(edge.address(PORT))
-    assert said(edge.gateway, "no route")
+    assert await says(edge.gateway, "no route")
