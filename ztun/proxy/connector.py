@@ -30,6 +30,10 @@ ATTEMPTS = 2  # the first endpoint and one other; no byte of the client was cons
 MAX_KEEPALIVE_SECONDS = 32_767  # what Linux accepts
 MAX_KEEPALIVE_PROBES = 127
 _SERVICE_UNAVAILABLE = 503
+_NOT_LOOKED_AT = frozenset(
+    {"stream_refused", "tls_closed", "tunnel_lost", "tunnel_closed", "tunnel_unusable"}
+)
+"""Failures after which the peer cannot have looked at the request: a listener that closes, a proxy that drains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +79,9 @@ class Connector:
                 try:
                     route = another(excluded)
                 except RouteError:
-                    if error.code != "stream_refused":
+                    if error.code not in _NOT_LOOKED_AT:
                         raise first from error
-                    # the peer did not look at the stream: a new tunnel to the same endpoint may be luckier
+                    # a new tunnel to the same endpoint may be luckier, e.g. while its proxy is being replaced
             else:
                 return Reached(route, server, peer, first)
         raise AssertionError("unreachable")
