@@ -45,6 +45,8 @@ class _File:
     origin: Path
     text: str
     documents: Sequence[Document]
+    doubted: bool = False
+    """It was found empty since, once: what stays empty at the next look is meant."""
 
 
 class FileSource:
@@ -107,7 +109,7 @@ class FileSource:
                 recursive=False,
             ):
                 # In a thread, for with many files even looking takes longer than a connection should wait.
-                snapshot = await asyncio.to_thread(self._reload, bool(changes))
+                snapshot = await asyncio.to_thread(self.look, noticed=bool(changes))
                 if snapshot is not None:
                     self._on_problems(list(snapshot.problems))
                     self._on_snapshot(snapshot)
@@ -115,10 +117,14 @@ class FileSource:
                 if directories != watched:
                     break
 
-    def _reload(self, noticed: bool) -> Snapshot | None:
-        """The new state, or None when nothing of what is read has changed."""
+    def look(self, *, noticed: bool = True) -> Snapshot | None:
+        """Read again: the new state, or None when nothing of what is read has changed.
+
+        Without a notice the files are only read when their size or time has changed.
+        """
         signature = self._look()
-        if not noticed and signature == self._signature:
+        doubted = any(file.doubted for file in self._files.values())
+        if not noticed and signature == self._signature and not doubted:
             return None
         before = (self._problems, {path: file.text for path, file in self._files.items()})
         self._signature = signature
@@ -174,6 +180,10 @@ class FileSource:
                         files[name] = earlier
                     continue
                 readable = True
+                if earlier is not None and earlier.documents and not text.strip() and not earlier.doubted:
+                    # An editor may empty a file before it writes it; only what stays empty is meant.
+                    files[name] = replace(earlier, doubted=True)
+                    continue
                 documents, wrong = parse_documents(text, file=name, namespace=self._namespace, parse=parse)
                 if wrong and earlier is not None:
                     # An object without a readable name may be one that was there before, a policy for

@@ -242,3 +242,29 @@ class TestRun:
             # The first and only new state is that of the last change.
             assert names(await followed.next()) == "a b"
             assert followed.snapshots.empty()
+
+
+class TestAnEmptiedFile:
+    def test_is_believed_at_the_second_look(self, tmp_path: Path) -> None:
+        """Some editors empty a file before they write it; no pod may go for that."""
+        path = tmp_path / "mesh.yaml"
+        path.write_text(service("a"))
+        source = FileSource([path])
+        source.load()
+        path.write_text("")
+        assert source.look() is None
+        emptied = source.look()
+        assert emptied is not None
+        assert names(emptied) == ""
+
+    def test_that_is_filled_again_was_never_empty(self, tmp_path: Path) -> None:
+        path = tmp_path / "mesh.yaml"
+        path.write_text(service("a"))
+        source = FileSource([path])
+        source.load()
+        path.write_text("")
+        assert source.look() is None
+        path.write_text(service("a") + service("b"))
+        filled = source.look()
+        assert filled is not None
+        assert names(filled) == "a b"
