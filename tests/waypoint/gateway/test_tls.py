@@ -204,7 +204,9 @@ async def test_one_port_has_many_servers_and_each_its_certificate(
     )
     assert await client.answer("shop.example.com") == b"hello test\n"
     assert await client.answer("me.blog.example.com") == b"hello-2 tes"
-    assert (await client.connect("db.example.com")).session.version()
+    session = await client.connect("db.example.com")
+    await session.send(b"question")
+    assert await session.receive(8) == b"question"
     assert tls_application == ["db.example.com"]
 
 

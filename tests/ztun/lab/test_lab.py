@@ -75,6 +75,10 @@ async def test_a_program_that_ends_by_itself_ends_the_lab_with_its_log(tmp_path:
             async with lab.running():
                 pid = lab.pid("node-b")
                 assert pid is not None
+                while "proxy started" not in (tmp_path / "logs" / "node-b.log").read_text():
+                    await lab.dump(
+                        "node-b"
+                    )  # lines are written by a thread, a little later than the proxy is ready
                 os.kill(pid, signal.SIGKILL)
                 await asyncio.Event().wait()
         assert "proxy started" in str(ended.value)
