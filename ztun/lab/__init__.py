@@ -3,6 +3,7 @@
 Reading order: ``topology`` (one description of the mesh, made from Kubernetes documents; ``deployment`` and
 ``addresses`` help it), ``fabric`` (what machines and network are made of), ``process`` and ``lab`` (the real
 programs, started, watched and stopped together), ``client`` (what a person with telnet does), ``wire`` and ``tap``
-(what can be seen between the nodes), ``check`` and ``demo`` (the mesh put to the test, and reported on). ``echo`` is
-the server of the examples. ``manifests`` are the examples themselves.
+(what can be seen between the nodes), ``check`` and ``demo`` (the mesh put to the test, and reported on), ``page_mesh``,
+``page`` and ``page_report`` (the same for the examples of routing, in sidecar and in ambient mode). ``echo`` is the
+server of the examples. ``manifests`` and ``printed`` are the examples themselves, corrected and as published.
 """

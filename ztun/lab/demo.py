@@ -15,6 +15,7 @@ from ztun.errors import ConfigError
 from ztun.lab.check import Row, check
 from ztun.lab.fabric import Fabric, loopback_fabric
 from ztun.lab.lab import LOOPBACK, SOCKS5_PORT, Lab
+from ztun.lab.page_report import print_page, run_page
 from ztun.lab.topology import MeshPlan, plan_mesh
 from ztun.resources.documents import parse_documents
 
@@ -25,8 +26,8 @@ TABLE_COLUMNS = 170  # of the full table; also when it goes to a file or a pipe
 async def demo(console: Console, *, checked: bool, keep: bool) -> bool:
     """Run the mesh of the examples on loopback addresses; True when every row of the check was right.
 
-    Its directory is removed at the end unless ``keep`` is given or something went wrong. Raises :class:`LabError`
-    and :class:`ConfigError`.
+    With ``checked`` a second mesh follows, for the examples of routing. Their directory is removed at the end unless
+    ``keep`` is given or something went wrong. Raises :class:`LabError` and :class:`ConfigError`.
     """
     directory = Path(tempfile.mkdtemp(prefix="ztun-demo-"))
     right = False
@@ -35,12 +36,14 @@ async def demo(console: Console, *, checked: bool, keep: bool) -> bool:
             plan = plan_mesh_of_examples(fabric)
             console.print(f"Starting {len(plan.nodes)} node proxies and {len(plan.servers)} servers ...")
             async with Lab(plan, fabric, directory, observed=checked).running() as lab:
-                if checked:
-                    right = await report(console, lab)
-                else:
+                if not checked:
                     console.print(instructions(lab), highlight=False, soft_wrap=True)
                     right = True
                     await asyncio.Event().wait()
+                first_right = await report(console, lab)
+            console.print("\nStarting the mesh of the examples of routing ...")
+            outcome = await run_page(fabric, directory / "routing")
+            right = print_page(console, outcome) and first_right
     finally:
         if right and not keep:
             shutil.rmtree(directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ HTTP_SECONDS = 5.0  # for an admin answer
 ZTUN = (sys.executable, "-m", "ztun")
 MAX_LOG_BYTES = 16 * 1024 * 1024  # of a proxy's log that is read back
 
+_DECIDED_BY = re.compile(r"^ztun_(?:routing|gateway)_generation(?:\{.*\})? (\S+)$", re.MULTILINE)
+
 Started: TypeAlias = tuple[Program, Callable[[], Awaitable[bool]], str]
 """A program, what tells that it is ready, and the word for that."""
 
@@ -47,13 +50,34 @@ class NodePorts:
     readiness: int
 
 
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A proxy of one pod, besides the node proxies: what follows ``python -m``, without the options of all.
+
+    With ``entries`` the connections of its pod enter the mesh through it.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    pod: PodPlan
+    entries: bool = False
+
+
 class Lab:
     """The programs of a mesh and the directory with its configuration, its CA and their logs.
 
     With ``observed`` a tap stands in front of every pod's HBONE port, and connections are logged as JSON.
     """
 
-    def __init__(self, plan: MeshPlan, fabric: Fabric, directory: Path, *, observed: bool = False) -> None:
+    def __init__(
+        self,
+        plan: MeshPlan,
+        fabric: Fabric,
+        directory: Path,
+        *,
+        observed: bool = False,
+        companions: Sequence[Companion] = (),
+    ) -> None:
         self.plan = plan
         self.directory = directory
         self.configuration = directory / "mesh"
@@ -62,6 +86,7 @@ class Lab:
         self.ports: dict[str, NodePorts] = {}
         self._fabric = fabric
         self._observed = observed
+        self._companions = companions
         self._logs = directory / "logs"
         self._programs: dict[str, Program] = {}
         self._taps = {
@@ -128,6 +153,16 @@ class Lab:
         """Remove a configuration file."""
         (self.configuration / f"{name}.yaml").unlink()
 
+    async def change(self, name: str, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Write (or replace) one configuration file, and wait until every proxy decides by it."""
+        before = {proxy: await self._generation(proxy) for proxy in self.ports}
+        self.apply(name, documents)
+        async with asyncio.TaskGroup() as waiting:
+            for proxy, old in before.items():
+                condition = partial(self._decides_by_newer, proxy, old)
+                what = "following the change of its configuration"
+                waiting.create_task(self._programs[proxy].until(condition, what))
+
     async def until_policies(self, wanted: Callable[[set[str]], bool]) -> None:
         """Wait until the policies (``namespace/name``) of every proxy are as wanted."""
         for node in self.plan.nodes:
@@ -165,7 +200,12 @@ class Lab:
         for pod in self.plan.servers:
             ready += self._echo_programs(pod)
         for number, node in enumerate(self.plan.nodes):
-            ready.append(self._proxy_program(number, node.name))
+            entries = [entry for entry in self.entries if entry.client.node == node.name]
+            command = ("ztun", "proxy", "--node", node.name)
+            ready.append(self._proxy_program(number, node.name, command, entries))
+        for number, one in enumerate(self._companions, len(self.plan.nodes)):
+            entries = [entry for entry in self.entries if one.entries and entry.client == one.pod]
+            ready.append(self._proxy_program(number, one.name, one.command, entries))
         for program, _, _ in ready:
             self._programs[program.name] = program
             await program.start()
@@ -189,31 +229,36 @@ class Lab:
             address = (pod.ip, echo.ports[0])
             yield program, partial(_accepts, *address), "listening"
 
-    def _proxy_program(self, number: int, node: str) -> Started:
-        ports = self.ports[node] = NodePorts(
+    def _proxy_program(
+        self, number: int, name: str, what: Sequence[str], entries: Sequence[Entry]
+    ) -> Started:
+        ports = self.ports[name] = NodePorts(
             *(_free_port(port + number * NEXT_NODE) for port in (ADMIN_PORT, METRICS_PORT, READINESS_PORT))
         )
-        command = [
-            *ZTUN,
-            "proxy",
-            "--config",
-            str(self.configuration),
-            "--node",
-            node,
-            "--ca",
-            str(self.authority),
-        ]
-        command += ["--admin-port", str(ports.admin), "--metrics-port", str(ports.metrics)]
-        command += ["--readiness-port", str(ports.readiness)]
-        for entry in self.entries:
-            if entry.client.node == node:
-                command += ["--forward", entry.forward]
+        command = [sys.executable, "-m", *what, "--config", str(self.configuration)]
+        command += ["--ca", str(self.authority), "--admin-port", str(ports.admin)]
+        command += ["--metrics-port", str(ports.metrics), "--readiness-port", str(ports.readiness)]
+        for entry in entries:
+            command += ["--forward", entry.forward]
         environment = {"UNSTABLE_ENABLE_SOCKS5": "true"}
         if self._observed:
             command += ["--access-log", "json"]
             environment["ZTUN_HBONE_PORT"] = str(TAPPED_PORT)
-        program = Program(node, self._fabric.on_node(node, command), self._log_file(node), environment)
+        program = Program(name, self._fabric.on_node(name, command), self._log_file(name), environment)
         return program, partial(_answers, ports.readiness, "/healthz/ready"), "ready"
+
+    async def _generation(self, proxy: str) -> int:
+        return int((await self.dump(proxy))["generation"])
+
+    async def _decides_by_newer(self, proxy: str, old: int) -> bool:
+        loaded = await self._generation(proxy)
+        if loaded <= old:
+            return False
+        url = f"http://{LOOPBACK}:{self.ports[proxy].metrics}/metrics"
+        async with httpx.AsyncClient(trust_env=False, timeout=HTTP_SECONDS) as client:
+            text = (await client.get(url)).raise_for_status().text
+        # Proxies with routing report what they decide by; others decide by what is loaded.
+        return all(float(one) >= loaded for one in _DECIDED_BY.findall(text))
 
     def _log_file(self, name: str) -> Path:
         return self._logs / f"{name}.log"
