@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ztun.telemetry.config_dump import ServedWorkload
 
 TICK_SECONDS = 1.0
+COLLECTION_THRESHOLDS = (20_000, 20, 20)  # with Python's 700 a tenth of the CPU of a connection is collection
 FLUSH_SECONDS = 2.0  # for what finished connections have left in the tunnels, after the drain
 
 
@@ -175,6 +176,7 @@ class Runtime:
             # what exists now lives as long as the process; the collector need not look at it again
             gc.collect()
             gc.freeze()
+            gc.set_threshold(*COLLECTION_THRESHOLDS)
             self._log.info("proxy started", node=settings.node, workloads=len(role.served()))
             await self._stop.wait()
             readiness.register("draining")

@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 LogFormat: TypeAlias = Literal["text", "json"]
@@ -37,7 +38,12 @@ def timestamp(when: float) -> str:
     """RFC 3339 in UTC with microseconds; ``when`` is in seconds since the epoch."""
     micros = round(when * 1_000_000)
     seconds, fraction = divmod(micros, 1_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{fraction:06d}Z"
+    return f"{_second(seconds)}.{fraction:06d}Z"
+
+
+@lru_cache(maxsize=4)  # many lines are of the same second
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -45,6 +51,7 @@ def _escape(match: re.Match[str]) -> str:
     return _NAMED_ESCAPES.get(character) or f"\\u{{{ord(character):x}}}"
 
 
+@lru_cache(maxsize=4096)  # workloads, namespaces and identities come again with every connection
 def quote(text: str) -> str:
     """The text in double quotes, with everything escaped that could end the quotes or the line."""
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
