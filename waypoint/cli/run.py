@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from certs.spiffe import DEFAULT_TRUST_DOMAIN
+from ztun.cli.options import AccessLog, LogFormat, LogLevel, Port, TrustDomain, usage_checked
 
 
 def register(app: typer.Typer) -> None:
@@ -38,31 +39,21 @@ def run_command(
         ),
     ] = "",
     default_namespace: Annotated[str, typer.Option(help="Namespace of objects that name none.")] = "default",
-    trust_domain: Annotated[str, typer.Option(help="Trust domain of the mesh.")] = DEFAULT_TRUST_DOMAIN,
-    admin_port: Annotated[int, typer.Option(min=1, max=65535)] = 15000,
-    metrics_port: Annotated[int, typer.Option(min=1, max=65535)] = 15020,
-    readiness_port: Annotated[int, typer.Option(min=1, max=65535)] = 15021,
-    log_format: Annotated[
-        Literal["text", "json"] | None,
-        typer.Option(help="Form of log lines.", show_default="LOG_FORMAT, else text"),
-    ] = None,
-    log_level: Annotated[
-        str | None,
-        typer.Option(help="Level, or levels per scope.", show_default="RUST_LOG, else info"),
-    ] = None,
-    access_log: Annotated[
-        Literal["text", "json", "none"] | None,
-        typer.Option(help="Form of the lines that report a connection.", show_default="as --log-format"),
-    ] = None,
+    trust_domain: TrustDomain = DEFAULT_TRUST_DOMAIN,
+    admin_port: Port = 15000,
+    metrics_port: Port = 15020,
+    readiness_port: Port = 15021,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+    access_log: AccessLog = None,
 ) -> None:
     """Route the connections of the services and workloads that name this waypoint in istio.io/use-waypoint."""
     from waypoint.server.instance import WaypointName
     from waypoint.server.process import run
     from ztun.config import settings_from
-    from ztun.errors import ConfigError
 
-    try:
-        settings = settings_from(
+    settings = usage_checked(
+        lambda: settings_from(
             config_paths=tuple(config),
             node=f"{namespace}/{name}",
             ca=ca,
@@ -77,7 +68,5 @@ def run_command(
             log_level=log_level,
             access_log=access_log,
         )
-    except ConfigError as error:
-        hint = f" ({error.hint})" if error.hint else ""
-        raise typer.BadParameter(f"{error}{hint}") from error
+    )
     raise typer.Exit(run(settings, WaypointName(namespace, name)))
