@@ -27,6 +27,7 @@ ROOMS = {
     "hbone": 2,
     "telemetry": 3,
     "net": 3,
+    "zds": 4,
     "sources": 3,
     "config": 4,
     "dns": 4,
