@@ -38,7 +38,7 @@ from ztun.hbone.settings import (
     MAX_WINDOW_BYTES,
     TunnelSettings,
 )
-from ztun.hbone.stream import StreamOwner, TunnelStream
+from ztun.hbone.stream import NOBODY, StreamOwner, TunnelStream
 from ztun.hbone.wire import (
     CLIENT_PREFACE,
     GOAWAY,
@@ -362,7 +362,7 @@ class TunnelConnection:
             self.count(Abuse.REFUSED_STREAM)
             return
         self._slots += 1
-        stream = self._add(stream_id, _NOBODY)
+        stream = self._add(stream_id, NOBODY)
         if end_stream:
             stream.remote_ended = stream.early_end = True
         self.owner.request_received(stream, headers)
@@ -646,19 +646,3 @@ class TunnelConnection:
 def _spend(due: int, increment: int) -> int:
     # a peer may enlarge its window by far more than we sent; that must not count against its next updates
     return max(due - max(increment, _MIN_CREDIT_PER_UPDATE), -_MIN_CREDIT_PER_UPDATE)
-
-
-class _Nobody:
-    """Owner of a stream between its request and the moment somebody takes charge of it."""
-
-    def stream_answered(self, stream: TunnelStream, headers: Headers) -> None:
-        """Never called: it is the server side."""
-
-    def stream_closed(self, stream: TunnelStream) -> None:
-        """Kept in the stream as ``closed``."""
-
-    def stream_reset(self, stream: TunnelStream, code: int, reason: str) -> None:
-        """Kept in the stream as ``closed``."""
-
-
-_NOBODY = _Nobody()

@@ -310,9 +310,30 @@ class TunnelStream:
         held, self.held = self.held, 0
         self.connection.release_held(held)
 
+    def part(self) -> None:
+        """Forget the other side, after the stream was closed."""
+        self.sink = self.source = None
+        self.owner = NOBODY
+
     def lost(self, code: ErrorCode | int, reason: str) -> None:
         """The stream ended before both directions did: tell the owner."""
         self.discard()
         self.loss = (code, reason)
         self.release()
         self.owner.stream_reset(self, code, reason)
+
+
+class _Nobody:
+    """Owner of a stream of which nobody has taken charge yet, or nobody is left in charge."""
+
+    def stream_answered(self, stream: TunnelStream, headers: Headers) -> None:
+        """Never called: it is the server side, or the connection is over."""
+
+    def stream_closed(self, stream: TunnelStream) -> None:
+        """Kept in the stream as ``closed``."""
+
+    def stream_reset(self, stream: TunnelStream, code: int, reason: str) -> None:
+        """Kept in the stream as ``closed``, and in ``loss``."""
+
+
+NOBODY = _Nobody()

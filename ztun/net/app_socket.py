@@ -194,6 +194,7 @@ class AppSocket(asyncio.BufferedProtocol):
             if exc is None and not self._aborted and not (self.read_ended and self.end_offered):
                 exc = ConnectionResetError("the connection ended before both sides were done")
             self._owner.socket_closed(self, exc)
+        self._owner = self._sink = self._source = self._in_place = None  # cycles would wait for the collector
 
     # -- as a source -----------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ class Relay:
     ) -> None:
         self.client = client
         self.server = server
-        self._on_finish = on_finish
+        self._on_finish: Callable[[ZtunError | None], None] | None = on_finish
         self._open_ends = 2
         self.finished = False
 
@@ -133,12 +133,15 @@ class Relay:
             self._finish(error)
 
     def _finish(self, error: ZtunError | None) -> None:
-        if not self.finished:
+        """Tell, and let go of each other: cycles would keep every connection until the collector comes by."""
+        on_finish, self._on_finish = self._on_finish, None
+        if on_finish is not None:
             self.finished = True
             for end in (self.client, self.server):
                 if not isinstance(end, AppSocket):
                     end.release()
-            self._on_finish(error)
+                    end.part()
+            on_finish(error)
 
 
 def _read_ended(end: AppSocket | TunnelStream) -> bool:

@@ -105,14 +105,13 @@ class Plane:
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Run the set-up of one connection; an error that nobody expected is logged, not lost."""
-        task = self.loop.create_task(self._set_up(work))
+        task = self.loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._set_up)
 
-    async def _set_up(self, work: Coroutine[None, None, None]) -> None:
-        try:
-            await work
-        except Exception as error:
+    def _set_up(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
             self._log.error("internal error while setting up a connection", exc_info=error)
 
     async def stop_tasks(self) -> None:

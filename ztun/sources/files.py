@@ -213,13 +213,18 @@ class FileSource:
         return found
 
     def _directories(self) -> set[Path]:
-        """What to watch: directories, for a watch on a file does not survive its replacement."""
+        """What to watch: directories, for a watch on a file does not survive its replacement.
+
+        Beside a directory of configuration a log may be written all the time, so nothing is watched there; a
+        directory that is replaced as a whole is found by the next look that nobody asked for.
+        """
         wanted: set[Path] = set()
         for origin in self._paths:
-            wanted.add(_existing_directory(origin.absolute().parent))
             if origin.is_dir():
                 wanted.add(origin)
                 wanted.update(path.parent for path in _files_below(origin))
+            else:
+                wanted.add(_existing_directory(origin.absolute().parent))
         return wanted
 
     def _is_relevant(self, change: Change, path: str) -> bool:

@@ -112,13 +112,17 @@ class LineWriter:
 
     def _write(self, batch: list[str | Line]) -> None:
         lines = []
-        for number, item in enumerate(batch):
-            if number % YIELD_LINES == YIELD_LINES - 1:
-                time.sleep(
-                    0
-                )  # gives up the interpreter's lock; asked for it, this thread would keep it for 5 ms
+        rendered = 0
+        for item in batch:
+            if isinstance(item, str):
+                lines.append(item)
+                continue
+            rendered += 1
+            if rendered % YIELD_LINES == 0:
+                # gives up the interpreter's lock; asked for it, this thread would keep it for 5 ms
+                time.sleep(0)
             try:
-                lines.append(item if isinstance(item, str) else item.render())
+                lines.append(item.render())
             except Exception:
                 # One line that cannot be formatted must not end the thread and with it all logging.
                 self.dropped += 1

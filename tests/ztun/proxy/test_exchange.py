@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
+from collections import Counter
 
 import pytest
 
 from tests.ztun.proxy.applications import Wire, Wires
 from tests.ztun.proxy.journal import code
-from tests.ztun.proxy.mesh import APP_PORT, Pair
+from tests.ztun.proxy.mesh import APP_PORT, Pair, until
+from ztun.hbone.stream import TunnelStream
+from ztun.net.app_socket import AppSocket
+from ztun.net.relay import Relay
+from ztun.proxy.connections import LiveConnection
 
 pytestmark = pytest.mark.net
 
@@ -215,3 +221,28 @@ async def test_five_hundred_streams_at_once(pair: Pair, wires: Wires) -> None:
     await pair.far.journal.until(pair.far.journal.ends, 500)
     assert {code(one) for one in (*pair.near.journal.ends, *pair.far.journal.ends)} == {""}
     assert pair.near.sample("ztun_pool_dials_total") < 10
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_ended_leaves_nothing_to_the_collector(pair: Pair, wires: Wires) -> None:
+    """Its objects go with the last reference; in cycles they would pile up between collections."""
+    client, server = await connect(pair, wires)
+    gc.collect()
+    await until(lambda: parts() == {LiveConnection: 2, Relay: 2, TunnelStream: 2, AppSocket: 2})
+    gc.disable()
+    try:
+        client.end()
+        assert await server.receive_all() == b""
+        server.end()
+        assert await client.ending() == "eof"
+        for proxy in (pair.near, pair.far):
+            await proxy.journal.end()
+        await until(lambda: not parts())
+    finally:
+        gc.enable()
+
+
+def parts() -> Counter[type]:
+    """What connections are made of, as far as it is still in memory."""
+    kinds = (LiveConnection, Relay, TunnelStream, AppSocket)
+    return Counter(type(one) for one in gc.get_objects() if type(one) in kinds)

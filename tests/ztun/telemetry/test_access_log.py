@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from ztun.errors import PolicyDenied
 from ztun.mesh.model import Workload
-from ztun.telemetry.access_log import AccessLog, AccessLogMode, ConnectionReport
+from ztun.telemetry.access_log import AccessLog, AccessLogMode, ConnectionReport, complete_fields
 from ztun.telemetry.levels import Levels
+from ztun.telemetry.lines import text_line
 from ztun.telemetry.writer import LineWriter
 
 pytestmark = pytest.mark.unit
@@ -70,6 +73,37 @@ def test_a_successful_connection() -> None:
     assert log.lines() == [
         f'{TIME}\tinfo\taccess\tconnection complete\t{FIELDS} bytes_sent=11 bytes_recv=22 duration="123ms"'
     ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"service": ""},
+        {"hbone_addr": "", "source_identity": None, "destination_identity": None},
+        {"source": None},
+        {"destination": None, "destination_identity": None},
+        {"source": None, "source_identity": None},
+        {"hbone_addr": 'a" b', "service": 'x"y\n'},
+        {"direction": "inbound", "bytes_sent": 0},
+    ],
+)
+def test_the_line_from_kept_parts_is_the_line_from_its_fields(changes: dict[str, Any]) -> None:
+    log = Log()
+    report = replace(outbound(), **changes)
+    for one in (report, outbound(), report):
+        log.log.complete(one)
+    fields = [(key, value) for key, value in complete_fields(report, "text") if value not in ("", None)]
+    wanted = text_line(1_700_000_000.0, "info", "access", "connection complete", fields)
+    lines = log.lines()
+    assert lines[0] == lines[2] == wanted
+
+
+def test_another_workload_of_the_same_uid_has_its_own_text() -> None:
+    log = Log()
+    log.log.complete(outbound())
+    log.log.complete(replace(outbound(), source=replace(CLIENT, name="renamed")))
+    assert 'src.workload="renamed"' in log.lines()[1]
 
 
 def test_the_error_is_the_last_field() -> None:
