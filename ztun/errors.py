@@ -9,7 +9,8 @@
  ├─ ``TunnelError``         the HTTP/2 tunnel failed or was refused
  ├─ ``ConnectRefused``      the CONNECT request was answered with something other than 200
  ├─ ``PolicyDenied``        authorization said no, at the start or later
- └─ ``RelayError``          the connection broke while bytes were flowing
+ ├─ ``RelayError``          the connection broke while bytes were flowing
+ └─ ``ZdsError``            node agent and node proxy did not understand each other about a pod
 
 Every class has a ``stage`` (where in a connection's life) and every instance a stable ``code``, a ``hint`` for the
 person who reads it and the ``flag`` of Istio's ``response_flags`` label.
@@ -111,3 +112,9 @@ class RelayError(ZtunError):
     """The connection broke, timed out or was cut while bytes were flowing."""
 
     stage = "relay"
+
+
+class ZdsError(ZtunError):
+    """Node agent and node proxy did not understand each other about a pod (ZDS)."""
+
+    stage = "zds"

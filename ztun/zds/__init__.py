@@ -1,0 +1,4 @@
+"""ZDS, by which a node agent (istio-cni, ``ztun agent``) tells the node proxy of its pods and their namespaces.
+
+Reading order: ``messages`` (the packets of both sides, bytes to frozen values and back).
+"""
