@@ -8,15 +8,20 @@ from pathlib import Path
 
 from tests.bench import load
 from tests.bench.paths import Mesh, MeshPath
+from tests.bench.rows import BY_NAME, Way
 from tests.peers.traffic import OpenEchoes, dial, read_exactly
 
 Figures = Mapping[str, float]
 """Row name to value; rows that a path cannot have (CPU of proxies on the direct path) are missing."""
+FEW_CONNECTIONS = 16  # up to here the time to open them is nothing in one second of wrk
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much of everything: the full run gives figures to publish, the quick one a first look."""
+    """How much of everything: the full run gives figures to publish, the quick one a first look.
+
+    ``wrk_seconds`` is for many connections; a few need one second (wrk knows no fractions).
+    """
 
     rounds: int
     memory_rounds: int
@@ -26,16 +31,22 @@ class Scale:
     idle_connections: int
 
 
-FULL = Scale(rounds=7, memory_rounds=7, seconds=1.5, wrk_seconds=2, mebibytes=1024, idle_connections=10_000)
+FULL = Scale(rounds=7, memory_rounds=7, seconds=0.7, wrk_seconds=2, mebibytes=512, idle_connections=10_000)
 QUICK = Scale(rounds=2, memory_rounds=1, seconds=0.3, wrk_seconds=1, mebibytes=128, idle_connections=1000)
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A load and the rows it yields."""
+    """A load, the rows it yields, and the proxies it passes."""
 
     rows: tuple[str, ...]
     run: Callable[[MeshPath, Scale, Path], Figures]
+    way: Way = Way.PAIR
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of path that any of its rows is for."""
+        return frozenset().union(*(BY_NAME[name].kinds for name in self.rows))
 
 
 def _round_trip(path: MeshPath, scale: Scale, directory: Path) -> Figures:
@@ -46,13 +57,17 @@ def _round_trip(path: MeshPath, scale: Scale, directory: Path) -> Figures:
 def _http(connections: int) -> Callable[[MeshPath, Scale, Path], Figures]:
     def run(path: MeshPath, scale: Scale, directory: Path) -> Figures:
         before = path.cpu_seconds()
-        seen = load.http_requests(path.http, connections, scale.wrk_seconds)
+        seen = load.http_requests(path.http, connections, _wrk_seconds(connections, scale))
         figures = {f"http_{connections}": seen.per_second}
         if connections == 64 and path.proxies:
             figures["cpu_requests"] = (path.cpu_seconds() - before) / seen.count * 100_000
         return figures
 
     return run
+
+
+def _wrk_seconds(connections: int, scale: Scale) -> int:
+    return 1 if connections <= FEW_CONNECTIONS else scale.wrk_seconds
 
 
 def _bulk(path: MeshPath, scale: Scale, directory: Path) -> Figures:
@@ -82,6 +97,14 @@ def _mixed(path: MeshPath, scale: Scale, directory: Path) -> Figures:
     return {"mixed_p99": load.beside_bulk(path.echo, scale.seconds, directory / "bulk.log").p99}
 
 
+def _waypoint_round_trip(path: MeshPath, scale: Scale, directory: Path) -> Figures:
+    return {"waypoint_rtt_p50": load.round_trips(path.echo, scale.seconds).p50}
+
+
+def _waypoint_http(path: MeshPath, scale: Scale, directory: Path) -> Figures:
+    return {"waypoint_http_64": load.http_requests(path.http, 64, _wrk_seconds(64, scale)).per_second}
+
+
 MEASUREMENTS = (
     Measurement(("rtt_p50", "rtt_p99"), _round_trip),
     Measurement(("http_1",), _http(1)),
@@ -93,6 +116,8 @@ MEASUREMENTS = (
     Measurement(("connect_p50",), _connect),
     Measurement(("connect_16",), _connect_16),
     Measurement(("mixed_p99",), _mixed),
+    Measurement(("waypoint_rtt_p50",), _waypoint_round_trip, Way.WAYPOINT),
+    Measurement(("waypoint_http_64",), _waypoint_http, Way.WAYPOINT),
 )
 
 MEMORY_ROWS = (

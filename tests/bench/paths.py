@@ -1,4 +1,4 @@
-"""The paths that are compared: a pair of ztun node proxies, of Envoys, of nginx, and direct.
+"""The paths that are compared: ztun, Envoy, nginx, and direct; through two proxies, or three with a waypoint.
 
 All of them lead to the same application and nginx, with certificates of the same authority. Each proxied path
 has one process per proxy, its access log written to a file and its metrics on.
@@ -6,28 +6,35 @@ has one process per proxy, its access log written to a file and its metrics on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import yaml
 
 from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
+from tests.bench.rows import Way
 from tests.peers.addresses import AddressBlock, free_port
 from tests.peers.credentials import ThrowAwayAuthority
 from tests.peers.envoy import EnvoyProcess
-from tests.peers.envoy_config import Terminator, TunnelEntry
+from tests.peers.envoy_config import Onward, Terminator, TunnelEntry
 from tests.peers.nginx import http_application, stream_entry, stream_exit
-from tests.peers.node import Forward, NodeProcess, Pod, write_mesh
+from tests.peers.node import Forward, NodeProcess, Pod, ProxyProcess, write_mesh
 from tests.peers.process import Process
 from tests.peers.traffic import Address, ApplicationProcess
 
 ECHO_PORT = 9000
 HTTP_PORT = 8080
 HBONE_PORT = 15008
+PORTS = {"echo": ECHO_PORT, "http": HTTP_PORT}
+VIP = "192.168.58.10"
 CLIENT = SpiffeId(DEFAULT_TRUST_DOMAIN, "default", "client")
 SERVER = SpiffeId(DEFAULT_TRUST_DOMAIN, "default", "server")
+WAYPOINT = SpiffeId(DEFAULT_TRUST_DOMAIN, "default", "waypoint")
+Documents = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +45,86 @@ class MeshPath:
     echo: Address
     http: Address
     proxies: tuple[Process, ...]
+    configs: tuple[Path, ...] = ()
+    """The ``--config`` directory of each proxy, where it is one of ztun's."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether all proxies still run."""
+        return all(proxy.running for proxy in self.proxies)
 
     def cpu_seconds(self) -> float:
         """CPU time of all proxies so far."""
         return sum(proxy.cpu_seconds() for proxy in self.proxies)
 
 
-class Mesh:
-    """What all paths share: the authority, the application and nginx. A context manager."""
+def server_service(*, waypoint: bool) -> dict[str, Any]:
+    """The service in front of the server's pod, with the virtual address ``VIP``."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": "server",
+            "namespace": "default",
+            "labels": {"istio.io/use-waypoint": "waypoint"} if waypoint else {},
+        },
+        "spec": {
+            "clusterIP": VIP,
+            "selector": {"app": "server"},
+            "ports": [{"name": f"tcp-{name}", "port": port} for name, port in PORTS.items()],
+        },
+    }
 
-    def __init__(self, directory: Path, *, http: bool = True) -> None:
+
+def waypoint_documents() -> Documents:
+    """The Gateway of the waypoint, and a rule that it decides each connection by."""
+    destination = {"destination": {"host": "server.default.svc.cluster.local"}}
+    return [
+        {
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "Gateway",
+            "metadata": {"name": "waypoint", "namespace": "default"},
+            "spec": {
+                "gatewayClassName": "istio-waypoint",
+                "listeners": [{"name": "mesh", "port": HBONE_PORT, "protocol": "HBONE"}],
+            },
+        },
+        {
+            "apiVersion": "networking.istio.io/v1",
+            "kind": "VirtualService",
+            "metadata": {"name": "server", "namespace": "default"},
+            "spec": {"hosts": ["server.default.svc.cluster.local"], "tcp": [{"route": [destination]}]},
+        },
+    ]
+
+
+def write_documents(path: Path, documents: Documents) -> None:
+    """Thousands of documents as one YAML file, in one step so that a proxy never reads half of it."""
+    draft = path.parent.parent / f"{path.parent.name}-{path.name}.draft"
+    with draft.open("w") as file:
+        yaml.dump_all(documents, file, Dumper=yaml.CSafeDumper, sort_keys=False)
+    draft.replace(path)
+
+
+class Mesh:
+    """What all paths share: the authority, the application and nginx. A context manager.
+
+    ``extra_pods`` is how many server pods there are beside those of the compared paths.
+    """
+
+    def __init__(self, directory: Path, *, http: bool = True, extra_pods: int = 0) -> None:
         self.directory = directory
         self._http = http
         self.authority = ThrowAwayAuthority(directory)
-        block = AddressBlock()
+        self._block = block = AddressBlock()
         # An address of its own per path keeps the four-tuples of closing connections apart.
-        self._pods = {kind: block.take() for kind in KINDS}
-        self._entry, self._client = block.take(), block.take()
+        self._pods = {opener: block.take() for way in OPENERS.values() for opener in way.values()}
+        self.extra_pods = [block.take() for _ in range(extra_pods)]
+        self._entry = block.take()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        pods = list(self._pods.values())
+        pods = [*self._pods.values(), *self.extra_pods]
         with ExitStack() as stack:
             log = self.directory / "application.log"
             stack.enter_context(ApplicationProcess([(ip, ECHO_PORT) for ip in pods], log))
@@ -73,42 +139,22 @@ class Mesh:
         self._stack.__exit__(kind, error, trace)
 
     @contextmanager
-    def open(self, kind: str) -> Iterator[MeshPath]:
+    def open(self, kind: str, way: Way = Way.PAIR) -> Iterator[MeshPath]:
         """Fresh proxies of one kind; ended on exit."""
-        with KINDS[kind](self) as path:
+        opener = OPENERS[way][kind]
+        with opener(self, self._pods[opener]) as path:
             yield path
 
     @contextmanager
-    def direct(self) -> Iterator[MeshPath]:
+    def direct(self, pod: str) -> Iterator[MeshPath]:
         """No proxy at all."""
-        pod = self._pods["direct"]
         yield MeshPath("direct", (pod, ECHO_PORT), (pod, HTTP_PORT), ())
 
     @contextmanager
-    def envoy(self) -> Iterator[MeshPath]:
+    def envoy(self, pod: str) -> Iterator[MeshPath]:
         """``tunneling_config`` to a CONNECT terminator."""
-        pod, server, client = self._pods["envoy"], self.authority.issue(SERVER), self.authority.issue(CLIENT)
-        routes = {f"{pod}:{port}": (pod, port) for port in (ECHO_PORT, HTTP_PORT)}
-        inbound = Terminator(
-            "inbound",
-            (pod, HBONE_PORT),
-            server,
-            routes,
-            expected=[CLIENT],
-            access_log=self.directory / "envoy-destination.access",
-        )
-        outbound = [
-            TunnelEntry(
-                name,
-                (self._entry, 0),
-                f"{pod}:{port}",
-                (pod, HBONE_PORT),
-                client,
-                SERVER,
-                access_log=self.directory / "envoy-source.access",
-            )
-            for name, port in (("echo", ECHO_PORT), ("http", HTTP_PORT))
-        ]
+        inbound = self._envoy_terminator(pod, CLIENT, "envoy")
+        outbound = self._envoy_entries(pod, (pod, HBONE_PORT), SERVER, "envoy")
         with (
             EnvoyProcess("envoy-destination", [inbound], self.directory) as destination,
             EnvoyProcess("envoy-source", outbound, self.directory) as source,
@@ -117,26 +163,121 @@ class Mesh:
             yield MeshPath("envoy", echo, http, (source, destination))
 
     @contextmanager
-    def ztun(self) -> Iterator[MeshPath]:
-        """``--forward`` of the client's node to the node of the server's pod."""
-        server = Pod(SERVER.service_account, self._pods["ztun"], "destination")
-        client = Pod(CLIENT.service_account, self._client, "source")
-        config = write_mesh(self.directory / "mesh", [client, server])
-        echo, http = (self._entry, free_port(self._entry)), (self._entry, free_port(self._entry))
-        forwards = [
-            Forward(echo, (server.ip, ECHO_PORT), client),
-            Forward(http, (server.ip, HTTP_PORT), client),
-        ]
+    def envoy_waypoint(self, pod: str) -> Iterator[MeshPath]:
+        """The same with a third Envoy between the two, which takes CONNECT for the virtual address."""
+        middle = (self._block.take(), HBONE_PORT)
+        inbound = self._envoy_terminator(pod, WAYPOINT, "envoy-waypoint")
+        onward = Onward(
+            "waypoint",
+            middle,
+            self.authority.issue(WAYPOINT),
+            {f"{VIP}:{port}": f"{pod}:{port}" for port in PORTS.values()},
+            (pod, HBONE_PORT),
+            SERVER,
+            clients=[CLIENT],
+            access_log=self.directory / "envoy-waypoint-middle.access",
+        )
+        outbound = self._envoy_entries(VIP, middle, WAYPOINT, "envoy-waypoint")
         with (
-            self._node("destination", config) as destination,
-            self._node("source", config, forwards) as source,
+            EnvoyProcess("envoy-waypoint-destination", [inbound], self.directory) as destination,
+            EnvoyProcess("envoy-waypoint-middle", [onward], self.directory) as waypoint,
+            EnvoyProcess("envoy-waypoint-source", outbound, self.directory) as source,
         ):
-            yield MeshPath("ztun", echo, http, (source, destination))
+            echo, http = source.listener("echo"), source.listener("http")
+            yield MeshPath("envoy", echo, http, (source, waypoint, destination))
+
+    def _envoy_terminator(self, pod: str, client: SpiffeId, name: str) -> Terminator:
+        return Terminator(
+            "inbound",
+            (pod, HBONE_PORT),
+            self.authority.issue(SERVER),
+            {f"{pod}:{port}": (pod, port) for port in PORTS.values()},
+            expected=[client],
+            access_log=self.directory / f"{name}-destination.access",
+        )
+
+    def _envoy_entries(self, host: str, peer: Address, expected: SpiffeId, name: str) -> list[TunnelEntry]:
+        return [
+            TunnelEntry(
+                port_name,
+                (self._entry, 0),
+                f"{host}:{port}",
+                peer,
+                self.authority.issue(CLIENT),
+                expected,
+                access_log=self.directory / f"{name}-source.access",
+            )
+            for port_name, port in PORTS.items()
+        ]
 
     @contextmanager
-    def nginx(self) -> Iterator[MeshPath]:
+    def ztun(self, pod: str, *, tag: str = "pair", documents: Documents = ()) -> Iterator[MeshPath]:
+        """``--forward`` of the client's node to the node of the server's pod.
+
+        With more ``documents`` each proxy has a configuration directory of its own, in whose ``more.yaml`` they are,
+        and the client dials the virtual address of the server's service.
+        """
+        pods = [Pod(CLIENT.service_account, self._block.take(), f"{tag}-source")]
+        pods += [Pod(SERVER.service_account, pod, f"{tag}-destination")]
+        service = [server_service(waypoint=False)] if documents else []
+        configs = []
+        for side in ("source", "destination"):
+            configs.append(write_mesh(self.directory / f"mesh-{tag}-{side}", pods, service))
+            if documents:
+                write_documents(configs[-1] / "more.yaml", documents)
+        forwards = self._forwards(VIP if documents else pod, pods[0])
+        with (
+            self._node(f"{tag}-destination", configs[1]) as destination,
+            self._node(f"{tag}-source", configs[0], forwards) as source,
+        ):
+            echo, http = (forward.listen for forward in forwards)
+            yield MeshPath("ztun", echo, http, (source, destination), tuple(configs))
+
+    @contextmanager
+    def ztun_waypoint(
+        self, pod: str, *, tag: str = "waypoint", documents: Documents = ()
+    ) -> Iterator[MeshPath]:
+        """``waypoint run`` between the two, which routes connections to the virtual address by a VirtualService."""
+        pods = [
+            Pod(CLIENT.service_account, self._block.take(), f"{tag}-source"),
+            Pod(SERVER.service_account, pod, f"{tag}-destination"),
+            Pod(
+                WAYPOINT.service_account,
+                self._block.take(),
+                f"{tag}-middle",
+                labels={"gateway.networking.k8s.io/gateway-name": "waypoint"},
+            ),
+        ]
+        config = write_mesh(
+            self.directory / f"mesh-{tag}", pods, [server_service(waypoint=True), *waypoint_documents()]
+        )
+        if documents:
+            write_documents(config / "more.yaml", documents)
+        forwards = self._forwards(VIP, pods[0])
+        waypoint = ProxyProcess(
+            f"ztun-{tag}-middle",
+            ["waypoint", "run", "--name", "waypoint", "--namespace", "default"],
+            config=config,
+            authority=self.authority.directory,
+            directory=self.directory,
+        )
+        with (
+            self._node(f"{tag}-destination", config) as destination,
+            waypoint,
+            self._node(f"{tag}-source", config, forwards) as source,
+        ):
+            echo, http = (forward.listen for forward in forwards)
+            yield MeshPath("ztun", echo, http, (source, waypoint, destination))
+
+    def _forwards(self, host: str, client: Pod) -> list[Forward]:
+        return [
+            Forward((self._entry, free_port(self._entry)), (host, port), client) for port in PORTS.values()
+        ]
+
+    @contextmanager
+    def nginx(self, pod: str) -> Iterator[MeshPath]:
         """``stream`` with mTLS: the same bytes and certificates, but a TLS connection per TCP connection."""
-        pod, server, client = self._pods["nginx"], self.authority.issue(SERVER), self.authority.issue(CLIENT)
+        server, client = self.authority.issue(SERVER), self.authority.issue(CLIENT)
         inner = {port: (pod, free_port(pod)) for port in (ECHO_PORT, HTTP_PORT)}
         outer = {port: (self._entry, free_port(self._entry)) for port in inner}
         leave = {address: (pod, port) for port, address in inner.items()}
@@ -157,5 +298,9 @@ class Mesh:
         )
 
 
-KINDS = {"ztun": Mesh.ztun, "envoy": Mesh.envoy, "direct": Mesh.direct, "nginx": Mesh.nginx}
-DEFAULT_KINDS = ("ztun", "envoy", "direct")
+Opener = Callable[[Mesh, str], AbstractContextManager[MeshPath]]
+OPENERS: Mapping[Way, Mapping[str, Opener]] = {
+    Way.PAIR: {"ztun": Mesh.ztun, "envoy": Mesh.envoy, "nginx": Mesh.nginx, "direct": Mesh.direct},
+    Way.WAYPOINT: {"ztun": Mesh.ztun_waypoint, "envoy": Mesh.envoy_waypoint},
+}
+KINDS = tuple(OPENERS[Way.PAIR])

