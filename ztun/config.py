@@ -174,10 +174,7 @@ def settings_from(
             "--mode sidecar needs --workload NAMESPACE/NAME",
             hint="name the pod whose proxy this is",
         )
-    styles: dict[str, Literal["text", "json"]] = {"plain": "text", "text": "text", "json": "json"}
-    chosen_format = (
-        log_format if log_format is not None else env.read("LOG_FORMAT", styles["text"], styles.__getitem__)
-    )
+    chosen_format, chosen_level = log_choices(log_format, log_level, environment)
     pool, sockets, tunnel = PoolLimits(), SocketOptions(), TunnelSettings()
     stream_window = env.integer("HTTP2_STREAM_WINDOW_SIZE", tunnel.stream_window)
     return ProxySettings(
@@ -200,7 +197,7 @@ def settings_from(
         metrics_port=metrics_port,
         readiness_port=readiness_port,
         log_format=chosen_format,
-        log_level=log_level or env.read("RUST_LOG", "info", str),
+        log_level=chosen_level,
         access_log=access_log if access_log is not None else chosen_format,
         open_records=env.flag("ZTUN_ACCESS_LOG_OPEN", default=False),
         capture=env.flag("ZTUN_CAPTURE", default=False),
@@ -241,6 +238,20 @@ def settings_from(
             max_frame_size=env.integer("HTTP2_FRAME_SIZE", tunnel.max_frame_size),
         ),
     )
+
+
+def log_choices(
+    log_format: Literal["text", "json"] | None,
+    log_level: str | None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[Literal["text", "json"], str]:
+    """Form and levels of the log, from the command line or else the environment; raises :class:`ConfigError`."""
+    env = _Environment(os.environ if environment is None else environment)
+    styles: dict[str, Literal["text", "json"]] = {"plain": "text", "text": "text", "json": "json"}
+    chosen = (
+        log_format if log_format is not None else env.read("LOG_FORMAT", styles["text"], styles.__getitem__)
+    )
+    return chosen, log_level or env.read("RUST_LOG", "info", str)
 
 
 def _drain_deadline(env: _Environment) -> float:

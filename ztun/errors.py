@@ -10,6 +10,7 @@
  ├─ ``ConnectRefused``      the CONNECT request was answered with something other than 200
  ├─ ``PolicyDenied``        authorization said no, at the start or later
  ├─ ``RelayError``          the connection broke while bytes were flowing
+ ├─ ``EnrolmentError``      a pod could not be put into the mesh, or taken out of it
  └─ ``ZdsError``            node agent and node proxy did not understand each other about a pod
 
 Every class has a ``stage`` (where in a connection's life) and every instance a stable ``code``, a ``hint`` for the
@@ -112,6 +113,12 @@ class RelayError(ZtunError):
     """The connection broke, timed out or was cut while bytes were flowing."""
 
     stage = "relay"
+
+
+class EnrolmentError(ZtunError):
+    """A pod could not be put into the mesh by the node agent, or taken out of it."""
+
+    stage = "enrolment"
 
 
 class ZdsError(ZtunError):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from ztun.cli import ask, demo, echo, outcome, proxy, version
+from ztun.cli import agent, ask, demo, echo, outcome, proxy, version
 
 app = typer.Typer(
     name="ztun",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 demo.register(app)
 proxy.register(app)
+agent.register(app)
 echo.register(app)
 ask.register(app)
 version.register(app)

@@ -1,0 +1,329 @@
+"""The node agent: whoever is wanted in the mesh is brought in, whoever is not is let out, and nobody is left halfway.
+
+All changes are made by one loop. What is wanted (Pod documents, commands) and what is there (proxies, namespaces) may
+change at any time; each only wakes the loop, which compares and does what is missing. A pod's rules are loaded once
+a proxy listens in its namespace and unloaded before that proxy is told to go. While no proxy is there, or the agent
+itself is not, rules stay: what the pod sends is refused rather than sent in plaintext.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ztun.agent.capture import apply_capture, digest, is_captured, plan_capture, undo_capture
+from ztun.agent.conversation import Conversation
+from ztun.agent.enrolments import Enrolment, StateDirectory
+from ztun.agent.pod_documents import CONFIRM_SECONDS, PodDocuments, Wanted
+from ztun.agent.pod_namespace import PodNamespace
+from ztun.agent.proxies import Proxies
+from ztun.errors import EnrolmentError, ZdsError, ZtunError
+from ztun.telemetry.logging import get_logger
+from ztun.zds.messages import AddWorkload, KeepWorkload, SnapshotSent
+
+RETRY_SECONDS = 5.0  # what did not work is tried again this often, as ztunnel does with its pending pods
+AT_ONCE = 4  # namespaces worked on at the same time; each takes a few short-lived processes
+
+_log = get_logger("agent")
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A pod that is in the mesh, on its way in or out."""
+
+    enrolment: Enrolment
+    namespace: PodNamespace | None = None
+    taken_by: Conversation | None = None
+    """The proxy that has acknowledged it."""
+    checked: bool = False
+    """Whether its rules were seen in place since the agent was started."""
+    failure: ZtunError | None = None
+    """Why it is not where it should be yet."""
+    watchers: list[Callable[[], None]] = field(default_factory=list)
+    """Called after each attempt."""
+    gone: bool = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is in the mesh and nothing is left to do."""
+        return self.enrolment.captured and self.taken_by is not None and self.failure is None
+
+
+class Agent:
+    """Brings pods into the mesh. ``state`` must be locked by the caller."""
+
+    def __init__(self, state: StateDirectory, uds: Path, documents: PodDocuments | None) -> None:
+        self.members: dict[str, Member] = {}
+        self.held: set[str] = set()
+        """Uids that a command took out although their documents are there."""
+        self.proxies = Proxies(uds, introduce=self._introduce, changed=self.wake)
+        self._state = state
+        self._documents = documents
+        self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()  # a removal is not to fall between a new proxy's list of pods and its end
+        self._problems: set[str] = set()
+
+    def wake(self) -> None:
+        """Let the loop look again."""
+        self._wake.set()
+
+    async def open(self) -> None:
+        """Take up the state of an earlier agent and listen for proxies. Raises :class:`ConfigError`."""
+        state = self._state.load()
+        self.members = {one.pod.uid: Member(one) for one in state.enrolments}
+        self.held = set(state.held)
+        if self._documents is not None:
+            self._documents.remember(state.enrolments)
+        self._state.save(state.enrolments, state.held)  # also shows that it can be written
+        for member in list(
+            self.members.values()
+        ):  # or the first proxy would hear of pods without a namespace
+            with contextlib.suppress(EnrolmentError):
+                await self._opened(member)
+        self.proxies.open()
+
+    async def run(self) -> None:
+        """Bring everybody where they should be, again and again, until cancelled."""
+        while True:
+            self._wake.clear()
+            doubtful = await self._look_around()
+            await self._settle()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CONFIRM_SECONDS if doubtful else RETRY_SECONDS):
+                    await self._wake.wait()
+
+    async def close(self) -> None:
+        """Let go of everything but the rules."""
+        await self.proxies.close()
+        for member in self.members.values():
+            if member.namespace is not None:
+                member.namespace.close()
+
+    def save(self) -> None:
+        """Write down who is enrolled and what was done."""
+        self._state.save((member.enrolment for member in self.members.values()), self.held)
+
+    # -- what is wanted --------------------------------------------------------------------------------------
+
+    async def _look_around(self) -> bool:
+        """Compare with the documents; whether another look is needed soon."""
+        if self._documents is None:
+            return False
+        wanted = await asyncio.to_thread(self._documents.look)
+        self._report(wanted)
+        if wanted.certain:
+            self.held &= wanted.pods.keys()
+        for uid, member in self.members.items():
+            if member.enrolment.origin != "document" or member.enrolment.leaving:
+                continue
+            document = wanted.pods.get(uid)
+            now = member.enrolment
+            if document is None or (document.pod, document.netns) != (now.pod, now.netns):
+                member.enrolment = replace(now, leaving=True)
+            elif document.options != now.options:
+                member.enrolment = replace(now, options=document.options, captured=False)
+        for uid, document in wanted.pods.items():
+            if uid not in self.members and uid not in self.held:
+                self.members[uid] = Member(document)
+        return self._documents.doubtful
+
+    def _report(self, wanted: Wanted) -> None:
+        problems = {str(problem) for problem in wanted.problems}
+        for problem in sorted(problems - self._problems):
+            _log.warning("configuration problem", problem=problem)
+        self._problems = problems
+
+    # -- bringing everybody there ----------------------------------------------------------------------------
+
+    async def _settle(self) -> None:
+        workers = asyncio.Semaphore(AT_ONCE)
+
+        async def one(member: Member) -> None:
+            async with workers:
+                await self._attend(member)
+
+        async with asyncio.TaskGroup() as group:
+            for member in list(self.members.values()):
+                group.create_task(one(member))
+
+    async def _attend(self, member: Member) -> None:
+        """Do what is missing for one pod; a failure is kept and reported, and tried again later."""
+        earlier, member.failure = member.failure, None
+        try:
+            if member.enrolment.leaving:
+                await self._withdraw(member)
+            else:
+                await self._bring(member)
+        except OSError as error:
+            member.failure = EnrolmentError(
+                "state_unwritable", f"the state cannot be written: {error.strerror}"
+            )
+        except (EnrolmentError, ZdsError) as error:
+            member.failure = error
+        if member.failure is not None and str(member.failure) != str(earlier):
+            say = _log.info if member.failure.code == "zds_no_proxy" else _log.warning
+            pod, netns = str(member.enrolment.pod), str(member.enrolment.netns)
+            say("pod is waiting", pod=pod, netns=netns, error=str(member.failure), hint=member.failure.hint)
+        for watcher in list(member.watchers):
+            watcher()
+
+    async def _bring(self, member: Member) -> None:
+        if not await self._opened(member):
+            return
+        namespace = member.namespace
+        assert namespace is not None
+        refused: ZdsError | None = None
+        if member.taken_by is None or member.taken_by is not self.proxies.latest:
+            try:
+                member.taken_by = None
+                member.taken_by = await self.proxies.add(_add(member.enrolment), namespace.descriptor)
+            except ZdsError as error:
+                refused = error
+        enrolment = member.enrolment
+        if enrolment.captured and not member.checked:
+            assert enrolment.record is not None
+            if not await is_captured(namespace, enrolment.record, enrolment.options):
+                await self._capture(member, namespace)
+            member.checked = True
+        elif not enrolment.captured and (refused is None or enrolment.record is not None):
+            await self._capture(member, namespace)
+        if refused is not None:
+            raise refused
+
+    async def _opened(self, member: Member) -> bool:
+        """Open the namespace, or see that it is still the one; False when the pod has gone with it."""
+        enrolment = member.enrolment
+        if member.namespace is not None:
+            if member.namespace.is_at(enrolment.netns):
+                return True
+            await self._forget(member)
+            return False
+        try:
+            namespace = PodNamespace.open(enrolment.netns)
+        except EnrolmentError as error:
+            if error.code == "no_namespace" and enrolment.identity:
+                await self._forget(member)
+                return False
+            raise
+        with contextlib.ExitStack() as unused:
+            unused.callback(namespace.close)
+            identity = namespace.identity()
+            if enrolment.identity not in ("", identity):
+                await self._forget(member)  # another one has its name now
+                return False
+            check_free(self, namespace, enrolment)
+            unused.pop_all()
+        member.namespace = namespace
+        if enrolment.identity != identity:
+            member.enrolment = replace(enrolment, identity=identity)
+            self.save()
+        return True
+
+    async def _capture(self, member: Member, namespace: PodNamespace) -> None:
+        """Load the rules, with the state written before and after."""
+        enrolment = member.enrolment
+        first = enrolment.record is None
+        if enrolment.record is None:
+            record = await plan_capture(namespace, enrolment.options)
+        else:
+            record = replace(enrolment.record, program=digest(enrolment.options))
+        member.enrolment = replace(enrolment, record=record, captured=False)
+        self.save()
+        try:
+            await apply_capture(namespace, record, enrolment.options)
+        except EnrolmentError:
+            if first:  # whoever was captured already stays so: better refused than in plaintext
+                await undo_capture(namespace, record)
+                member.enrolment = replace(member.enrolment, record=None)
+                self.save()
+            raise
+        member.enrolment = replace(member.enrolment, captured=True)
+        member.checked = True
+        self.save()
+        _log.info("pod enrolled", pod=str(enrolment.pod), netns=str(enrolment.netns), uid=enrolment.pod.uid)
+
+    # -- and out again ---------------------------------------------------------------------------------------
+
+    async def _withdraw(self, member: Member) -> None:
+        """Unload the rules, then tell the proxies."""
+        self.save()  # that it leaves, so that an agent that is killed here goes on with it
+        enrolment = member.enrolment
+        if enrolment.record is not None and await self._opened(member):
+            assert member.namespace is not None
+            await undo_capture(member.namespace, enrolment.record)
+        if not member.gone:
+            await self._remove(member)
+            _log.info(
+                "pod withdrawn", pod=str(enrolment.pod), netns=str(enrolment.netns), uid=enrolment.pod.uid
+            )
+            self.wake()  # its document may want it somewhere else
+
+    async def _forget(self, member: Member) -> None:
+        """The namespace is gone, or no longer to be found; its rules end with it."""
+        enrolment = member.enrolment
+        await self._remove(member)
+        _log.info("pod is gone", pod=str(enrolment.pod), netns=str(enrolment.netns), uid=enrolment.pod.uid)
+        self.wake()
+
+    async def _remove(self, member: Member) -> None:
+        async with self._turn:
+            await self.proxies.delete(member.enrolment.pod.uid)
+            del self.members[member.enrolment.pod.uid]
+        member.gone = True
+        if member.namespace is not None:
+            member.namespace.close()
+            member.namespace = None
+        self.save()
+
+    # -- proxies ---------------------------------------------------------------------------------------------
+
+    async def _introduce(self, conversation: Conversation) -> None:
+        """Tell a new proxy of everybody. One pod that it refuses does not keep the others from it."""
+        async with self._turn:
+            for member in list(self.members.values()):
+                enrolment = member.enrolment
+                if member.namespace is not None:
+                    ack = await conversation.request(_add(enrolment), member.namespace.descriptor)
+                    if not ack.error:
+                        member.taken_by = conversation
+                elif enrolment.identity:
+                    ack = await conversation.request(KeepWorkload(enrolment.pod.uid))
+                else:
+                    continue
+                if ack.error:
+                    _log.warning("pod refused by the proxy", pod=str(enrolment.pod), reason=ack.error)
+            ack = await conversation.request(SnapshotSent())
+            if ack.error:
+                raise ZdsError("zds_refused", f"the proxy refused the end of the snapshot: {ack.error}")
+
+
+def check_free(agent: Agent, namespace: PodNamespace, enrolment: Enrolment) -> None:
+    """Refuse a namespace that must not be captured; raises :class:`EnrolmentError`."""
+    if namespace.is_own:
+        raise EnrolmentError(
+            "own_namespace",
+            f"{enrolment.netns} is the network namespace of the agent itself",
+            hint="for a workload that shares it with its proxy: ztun enroll --self, without an agent",
+        )
+    for other in members_in(agent, namespace):
+        if other.enrolment.pod.uid != enrolment.pod.uid:
+            raise EnrolmentError(
+                "already_enrolled",
+                f"{enrolment.netns} is enrolled as {other.enrolment.pod}",
+                hint=f"ztun unenroll {other.enrolment.netns}",
+            )
+
+
+def members_in(agent: Agent, namespace: PodNamespace) -> Iterator[Member]:
+    """Everybody whose namespace this is."""
+    for member in agent.members.values():
+        if member.namespace is not None and member.namespace.key == namespace.key:
+            yield member
+
+
+def _add(enrolment: Enrolment) -> AddWorkload:
+    pod = enrolment.pod
+    return AddWorkload(pod.uid, pod.name, pod.namespace, pod.service_account)

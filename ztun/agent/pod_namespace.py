@@ -1,0 +1,184 @@
+"""A pod's network namespace as the agent holds it: open, told apart from all others, with commands run inside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self, TypeVar
+
+from ztun.errors import EnrolmentError
+
+T = TypeVar("T")
+
+NAMED_NAMESPACES = Path("/run/netns")  # where ``ip netns`` keeps them
+COMMAND_SECONDS = 10.0  # nft and ip take milliseconds; this much only when the machine is stuck
+NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
+CLONE_NEWNET = 0x40000000
+SO_NETNS_COOKIE = 71  # linux/socket.h, since 5.14: never used again while the machine is up
+
+_OWN = Path("/proc/self/ns/net")
+_OWN_THREAD = Path("/proc/thread-self/ns/net")
+_libc = ctypes.CDLL(None, use_errno=True)
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def namespace_path(text: str) -> Path:
+    """The file of a namespace: a name as ``ip netns`` knows it, or a path."""
+    return Path(text) if "/" in text else NAMED_NAMESPACES / text
+
+
+class PodNamespace:
+    """An open network namespace; it lives at least as long as this is not closed."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self.path = path
+        self.descriptor = descriptor
+        status = os.fstat(descriptor)
+        self.key = (status.st_dev, status.st_ino)
+        own = _OWN.stat()
+        self.is_own = self.key == (own.st_dev, own.st_ino)
+        """Whether this is the namespace that this process itself is in."""
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a namespace; raises :class:`EnrolmentError` ``no_namespace`` or ``not_a_namespace``."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except FileNotFoundError as error:
+            raise EnrolmentError(
+                "no_namespace",
+                f"there is no network namespace {path}",
+                hint="'ip netns list' shows the named ones; a path such as /proc/PID/ns/net works too",
+            ) from error
+        except OSError as error:
+            raise EnrolmentError("namespace_unreadable", f"{path}: {error.strerror}") from error
+        try:
+            kind = fcntl.ioctl(descriptor, NS_GET_NSTYPE)
+        except OSError:
+            kind = 0
+        if kind != CLONE_NEWNET:
+            os.close(descriptor)
+            raise EnrolmentError(
+                "not_a_namespace",
+                f"{path} is not a network namespace",
+                hint="a name as in 'ip netns list', or a path such as /proc/PID/ns/net",
+            )
+        try:
+            return cls(descriptor, path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    @classmethod
+    def own(cls) -> Self:
+        """The namespace that this process is in."""
+        return cls.open(_OWN)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a path leads to this very namespace; it is the one as long as this holds it open."""
+        try:
+            status = path.stat()
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self.key
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Call a short function inside, on this thread."""
+        if self.is_own:
+            return work()
+        back = os.open(_OWN_THREAD, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _enter(self.descriptor)
+            try:
+                return work()
+            finally:
+                try:
+                    _enter(back)
+                except OSError:
+                    os.abort()  # everything after this would happen in the wrong namespace
+        finally:
+            os.close(back)
+
+    def identity(self) -> str:
+        """What tells this namespace from every other of this machine, also after it is gone.
+
+        On kernels without namespace cookies (before 5.14) a number that may come again.
+        """
+
+        def cookie() -> str:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                value = probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+                return f"cookie-{int.from_bytes(value, 'little')}"
+            return f"inode-{self.key[0]}-{self.key[1]}"
+
+        return f"{boot_id()}/{self.run(cookie)}"
+
+    async def command(self, *argv: str, text: str = "") -> str:
+        """Run a program inside and give what it printed.
+
+        Raises :class:`EnrolmentError` ``command_missing``, ``command_failed`` or ``command_stuck``.
+        """
+        # A copy, for the command may outlast the wait for it and this namespace's descriptor.
+        return await asyncio.to_thread(_run, argv, text, os.dup(self.descriptor), self.is_own, self.path)
+
+
+def _run(argv: Sequence[str], text: str, descriptor: int, own: bool, path: Path) -> str:
+    whole = argv if own else ("nsenter", f"--net=/proc/self/fd/{descriptor}", "--", *argv)
+    try:
+        done = subprocess.run(
+            whole,
+            input=text,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=COMMAND_SECONDS,
+            pass_fds=(descriptor,),
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError as error:
+        raise EnrolmentError(
+            "command_missing",
+            f"the command {whole[0]} is not installed",
+            hint="capture needs iproute2, nftables and util-linux",
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise EnrolmentError(
+            "command_stuck", f"{' '.join(argv)} did not end within {COMMAND_SECONDS:.0f} s"
+        ) from error
+    finally:
+        os.close(descriptor)
+    if done.returncode != 0:
+        said = done.stderr.strip() or f"exit status {done.returncode}"
+        raise EnrolmentError("command_failed", f"{' '.join(argv)} in {path}: {said}", hint=_hint(said))
+    return done.stdout
+
+
+def _enter(descriptor: int) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def boot_id() -> str:
+    """What changes when the machine starts again, and every namespace is gone."""
+    return _BOOT.read_text().strip()
+
+
+def _hint(said: str) -> str:
+    if "not permitted" in said or "ermission denied" in said:
+        return "changing a network namespace needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN)"
+    if "exec" in said and "No such file" in said:
+        return "capture needs iproute2, nftables and util-linux"
+    return ""
