@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import fcntl
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self, TypeVar
 
 from ztun.errors import EnrolmentError
-
-T = TypeVar("T")
+from ztun.net.namespaces import NetworkNamespace
 
 NAMED_NAMESPACES = Path("/run/netns")  # where ``ip netns`` keeps them
 COMMAND_SECONDS = 10.0  # nft and ip take milliseconds; this much only when the machine is stuck
-NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
-CLONE_NEWNET = 0x40000000
 SO_NETNS_COOKIE = 71  # linux/socket.h, since 5.14: never used again while the machine is up
 
-_OWN = Path("/proc/self/ns/net")
-_OWN_THREAD = Path("/proc/thread-self/ns/net")
-_libc = ctypes.CDLL(None, use_errno=True)
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -34,58 +25,8 @@ def namespace_path(text: str) -> Path:
     return Path(text) if "/" in text else NAMED_NAMESPACES / text
 
 
-class PodNamespace:
-    """An open network namespace; it lives at least as long as this is not closed."""
-
-    def __init__(self, descriptor: int, path: Path) -> None:
-        self.path = path
-        self.descriptor = descriptor
-        status = os.fstat(descriptor)
-        self.key = (status.st_dev, status.st_ino)
-        own = _OWN.stat()
-        self.is_own = self.key == (own.st_dev, own.st_ino)
-        """Whether this is the namespace that this process itself is in."""
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open a namespace; raises :class:`EnrolmentError` ``no_namespace`` or ``not_a_namespace``."""
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        except FileNotFoundError as error:
-            raise EnrolmentError(
-                "no_namespace",
-                f"there is no network namespace {path}",
-                hint="'ip netns list' shows the named ones; a path such as /proc/PID/ns/net works too",
-            ) from error
-        except OSError as error:
-            raise EnrolmentError("namespace_unreadable", f"{path}: {error.strerror}") from error
-        try:
-            kind = fcntl.ioctl(descriptor, NS_GET_NSTYPE)
-        except OSError:
-            kind = 0
-        if kind != CLONE_NEWNET:
-            os.close(descriptor)
-            raise EnrolmentError(
-                "not_a_namespace",
-                f"{path} is not a network namespace",
-                hint="a name as in 'ip netns list', or a path such as /proc/PID/ns/net",
-            )
-        try:
-            return cls(descriptor, path)
-        except BaseException:
-            os.close(descriptor)
-            raise
-
-    @classmethod
-    def own(cls) -> Self:
-        """The namespace that this process is in."""
-        return cls.open(_OWN)
-
-    def close(self) -> None:
-        """Let go of it."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+class PodNamespace(NetworkNamespace):
+    """A pod's network namespace; ``path`` is where the agent knows it to be."""
 
     def is_at(self, path: Path) -> bool:
         """Whether a path leads to this very namespace; it is the one as long as this holds it open."""
@@ -94,23 +35,6 @@ class PodNamespace:
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self.key
-
-    def run(self, work: Callable[[], T]) -> T:
-        """Call a short function inside, on this thread."""
-        if self.is_own:
-            return work()
-        back = os.open(_OWN_THREAD, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _enter(self.descriptor)
-            try:
-                return work()
-            finally:
-                try:
-                    _enter(back)
-                except OSError:
-                    os.abort()  # everything after this would happen in the wrong namespace
-        finally:
-            os.close(back)
 
     def identity(self) -> str:
         """What tells this namespace from every other of this machine, also after it is gone.
@@ -164,11 +88,6 @@ def _run(argv: Sequence[str], text: str, descriptor: int, own: bool, path: Path)
         said = done.stderr.strip() or f"exit status {done.returncode}"
         raise EnrolmentError("command_failed", f"{' '.join(argv)} in {path}: {said}", hint=_hint(said))
     return done.stdout
-
-
-def _enter(descriptor: int) -> None:
-    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def boot_id() -> str:

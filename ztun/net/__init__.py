@@ -3,5 +3,5 @@
 Reading order: ``buffers`` (one read buffer for the whole loop), ``tls`` (the seam to OpenSSL), ``app_socket`` (an
 application's connection) with ``peek`` and ``tls_socket`` (TLS that ends here), ``dial`` and ``listeners`` (making
 sockets), ``tunnel`` (an outgoing tunnel), ``pool`` (which tunnel to use), ``inbound`` (an accepted tunnel), ``relay``
-(joining two ends), ``original_destination``, ``socks5``.
+(joining two ends), ``original_destination``, ``namespaces`` (of pods), ``socks5``.
 """
