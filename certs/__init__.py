@@ -1,8 +1,11 @@
 """Who a workload is: SPIFFE identities, the certificate authority and the live certificates of a proxy.
 
-Reading order: ``spiffe`` (the name), ``request`` and ``authority`` (how a certificate is made), ``directory`` and
-``disk`` (a CA on disk), ``bundle`` (whom to trust), ``peer`` (by which rules a peer is accepted), ``context`` and
-``alerts`` (TLS on either side, and what its failures mean), ``issuers`` (where certificates come from), ``workload``,
-``renewal`` and ``store`` (certificates that stay valid while a proxy runs), ``wire``, ``access``, ``endpoint`` and
-``server`` (a CA over HTTPS), ``inspection`` and ``cli``. Nothing here imports ``ztun`` or ``waypoint``.
+Reading order: ``openssl`` (what must be set before anything else is loaded), ``spiffe`` (the name), ``request`` and
+``authority`` (how a certificate is made), ``directory`` and ``disk`` (a CA on disk), ``bundle`` (whom to trust),
+``peer`` (by which rules a peer is accepted), ``context`` and ``alerts`` (TLS on either side, and what its failures
+mean), ``issuers`` (where certificates come from), ``workload``, ``renewal`` and ``store`` (certificates that stay valid
+while a proxy runs), ``wire``, ``access``, ``endpoint`` and ``server`` (a CA over HTTPS), ``inspection`` and ``cli``.
+Nothing here imports ``ztun`` or ``waypoint``.
 """
+
+from certs import openssl as openssl

@@ -99,8 +99,8 @@ def build_context(
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_max_proto_version(SSL.TLS1_3_VERSION)
     context.set_tls13_ciphersuites(CIPHER_SUITES)
-    # The binding has no switch for the number of TLS 1.3 tickets, so OpenSSL still sends two of 79 bytes.
-    # With these settings they name sessions that no cache holds: who comes back with one is verified anew.
+    # certs.openssl keeps TLS 1.3 tickets from being sent. Where an OPENSSL_CONF of the operator's is in force instead,
+    # these two make them name sessions that no cache holds: who comes back with one is verified anew.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET | SSL.OP_CIPHER_SERVER_PREFERENCE)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # 22 KiB less per idle connection, measured

@@ -6,4 +6,6 @@ destination, pure), ``net`` (sockets), ``proxy`` (the node proxy), ``telemetry``
 ``cli``. Imports point from the later of these to the earlier, and to ``certs``; never to ``waypoint``.
 """
 
+import certs as certs  # before anything of ours imports cryptography: certs.openssl says why
+
 __version__ = "0.1.0"

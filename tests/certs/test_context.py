@@ -140,7 +140,6 @@ def test_standing_tunnel_can_be_judged_again(contexts: TlsContexts) -> None:
 
 
 def test_a_session_cannot_be_resumed(contexts: TlsContexts) -> None:
-    """OpenSSL sends tickets that cannot be switched off here; none of them gets anybody past verification."""
     own, server = certificate(AUTHORITY, "client"), certificate(AUTHORITY, "server")
     first = meet((contexts, contexts), (own, server))
     session = first.client.get_session()
