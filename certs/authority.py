@@ -23,6 +23,7 @@ from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
 
 LEAF_LIFETIME = timedelta(hours=24)  # ztunnel: SECRET_TTL
 MAX_LEAF_LIFETIME = timedelta(days=90)  # istiod: MAX_WORKLOAD_CERT_TTL
+MIN_ASKED_LIFETIME = timedelta(seconds=10)  # renewed at half of it: more than a CA takes to answer
 ROOT_LIFETIME = timedelta(days=3650)  # istiod: CITADEL_SELF_SIGNED_CA_CERT_TTL
 INTERMEDIATE_LIFETIME = timedelta(days=730)  # the intermediates of Istio's own make targets
 CLOCK_SKEW = timedelta(minutes=2)  # istiod backdates by the same ClockSkewGracePeriod
@@ -107,7 +108,7 @@ class CertificateAuthority:
             .issuer_name(self.certificate.subject)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(max(now - CLOCK_SKEW, self.certificate.not_valid_before_utc))
+            .not_valid_before(max(now - _backdated(lifetime), self.certificate.not_valid_before_utc))
             # A leaf that outlives its CA would fail at peers while its own proxy still calls it valid.
             .not_valid_after(min(now + lifetime, self.certificate.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -219,6 +220,11 @@ def create_authority(trust_domain: str = DEFAULT_TRUST_DOMAIN, *, now: datetime)
         path_length=None,
     )
     return CertificateAuthority(root, key, (root,))
+
+
+def _backdated(lifetime: timedelta) -> timedelta:
+    """How far before its making a leaf begins: a short-lived one must not be past its half life at once."""
+    return min(CLOCK_SKEW, lifetime / 4)
 
 
 def _certify(

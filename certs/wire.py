@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from certs.authority import LEAF_LIFETIME, MAX_LEAF_LIFETIME, MIN_ASKED_LIFETIME
 from certs.bundle import MAX_BUNDLE_BYTES, MAX_CRL_BYTES
 from certs.request import MAX_REQUEST_BYTES
 from certs.spiffe import MAX_URI_BYTES
@@ -27,7 +28,13 @@ class CertificateQuestion(BaseModel):
     model_config = ConfigDict(extra="forbid")
     identity: Annotated[str, Field(max_length=MAX_URI_BYTES)]
     csr: Annotated[str, Field(max_length=MAX_REQUEST_BYTES)]
-    lifetime_seconds: Annotated[int, Field(ge=60, le=90 * 86400)] = 86400
+    lifetime_seconds: Annotated[
+        int,
+        Field(
+            ge=int(MIN_ASKED_LIFETIME.total_seconds()),
+            le=int(MAX_LEAF_LIFETIME.total_seconds()),
+        ),
+    ] = int(LEAF_LIFETIME.total_seconds())
 
 
 class CertificateAnswer(BaseModel):

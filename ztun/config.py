@@ -10,9 +10,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from certs.authority import LEAF_LIFETIME, MAX_LEAF_LIFETIME, MIN_ASKED_LIFETIME
 from certs.spiffe import DEFAULT_TRUST_DOMAIN
 from ztun.errors import ConfigError
 from ztun.hbone.guard import GuardLimits
@@ -82,6 +84,8 @@ class ProxySettings:
     """A bearer token for a remote CA."""
     ca_certificate: Path | None = None
     """Directory with the certificate that this proxy shows to a remote CA."""
+    certificate_lifetime: timedelta = LEAF_LIFETIME
+    """Asked of the CA; certificates that come as files have the one they have."""
     admin_port: int = 15000
     metrics_port: int = 15020
     readiness_port: int = 15021
@@ -193,6 +197,7 @@ def settings_from(
         ca_roots=env.read("CA_ROOT_CA", None, Path),
         ca_token=env.read("AUTH_TOKEN", None, Path),
         ca_certificate=env.read("ZTUN_CA_CERTIFICATE", None, Path),
+        certificate_lifetime=env.read("SECRET_TTL", LEAF_LIFETIME, _certificate_lifetime),
         admin_port=admin_port,
         metrics_port=metrics_port,
         readiness_port=readiness_port,
@@ -299,6 +304,14 @@ def _registry_only(text: str) -> bool:
     if text not in ("ALLOW_ANY", "REGISTRY_ONLY"):
         raise ValueError("expected ALLOW_ANY or REGISTRY_ONLY")
     return text == "REGISTRY_ONLY"
+
+
+def _certificate_lifetime(text: str) -> timedelta:
+    lifetime = timedelta(seconds=parse_duration(text))
+    if not MIN_ASKED_LIFETIME <= lifetime <= MAX_LEAF_LIFETIME:
+        bounds = f"{MIN_ASKED_LIFETIME.total_seconds():.0f}s to {MAX_LEAF_LIFETIME.days * 24}h"
+        raise ValueError(f"expected {bounds}")
+    return lifetime
 
 
 def _positive(text: str) -> int:

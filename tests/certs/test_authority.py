@@ -17,6 +17,7 @@ from certs.authority import (
 )
 from certs.bundle import TrustBundle
 from certs.errors import AuthorityError, RequestError
+from certs.renewal import renew_at
 from certs.request import build_request, new_key
 from certs.spiffe import SpiffeError, SpiffeId
 from tests.certs.conftest import START, Clock, uris, workload
@@ -81,6 +82,16 @@ def test_leaf_does_not_outlive_its_ca(authority: CertificateAuthority) -> None:
     with pytest.raises(AuthorityError) as raised:
         authority.sign(request, A, now=end)
     assert raised.value.code == "ca_expired"
+
+
+def test_a_short_lived_leaf_is_not_past_its_half_life_when_it_is_made(
+    authority: CertificateAuthority,
+) -> None:
+    request = build_request(new_key(), A)
+    (leaf,) = authority.sign(request, A, now=START, lifetime=timedelta(seconds=20))
+    assert leaf.not_valid_before_utc < START
+    assert START < renew_at(leaf.not_valid_before_utc, leaf.not_valid_after_utc) < leaf.not_valid_after_utc
+    assert leaf.not_valid_after_utc == START + timedelta(seconds=20)
 
 
 @pytest.mark.parametrize("lifetime", [timedelta(0), -timedelta(1), MAX_LEAF_LIFETIME + timedelta(seconds=1)])

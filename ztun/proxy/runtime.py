@@ -201,6 +201,7 @@ class Runtime:
             issuer = open_issuer(
                 settings.ca,
                 now=now,
+                lifetime=settings.certificate_lifetime,
                 roots=settings.ca_roots,
                 token=settings.ca_token,
                 certificate=settings.ca_certificate,
