@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette_compress import CompressMiddleware
 
 from ztun.errors import ConfigError
 from ztun.telemetry.config_dump import ConfigDump
@@ -18,9 +18,10 @@ from ztun.telemetry.levels import Levels
 from ztun.telemetry.metrics import Metrics
 from ztun.telemetry.readiness import Readiness
 
-GZIP_LEVEL = 1  # a scrape every few seconds: most of the gain for the least work
-GZIP_MIN_BYTES = 1024
-_IN_THIS_THREAD = 1 << 40  # compressing elsewhere would only add threads: this thread has nothing else to do
+COMPRESSION_LEVEL = (
+    1  # of zstd, brotli and gzip; a scrape every few seconds: most of the gain for the least work
+)
+COMPRESSION_MIN_BYTES = 1024
 
 OPENMETRICS = "application/openmetrics-text"
 OPENMETRICS_TYPE = f"{OPENMETRICS};charset=utf-8;version=1.0.0"
@@ -118,12 +119,13 @@ def _refuse_web_pages(request: Request) -> Response | None:
 
 
 def _application(*routes: Route) -> Starlette:
-    gzip = Middleware(
-        GZipMiddleware,
-        minimum_size=GZIP_MIN_BYTES,
-        compresslevel=GZIP_LEVEL,
-        thread_minimum_size=_IN_THIS_THREAD,
+    compress = Middleware(
+        CompressMiddleware,
+        minimum_size=COMPRESSION_MIN_BYTES,
+        zstd_level=COMPRESSION_LEVEL,
+        brotli_quality=COMPRESSION_LEVEL,
+        gzip_level=COMPRESSION_LEVEL,
     )
-    application = Starlette(routes=routes, middleware=[gzip])
+    application = Starlette(routes=routes, middleware=[compress])
     application.router.redirect_slashes = False
     return application
