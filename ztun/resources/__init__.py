@@ -2,6 +2,6 @@
 
 Reading order: ``yaml_text`` (text to plain data, safely, and back to positions), ``documents`` (files to objects), the
 kinds (``schema``, ``kubernetes``, ``entries``, ``security``), what they become (``workloads``, ``services``,
-``service_entries``, ``waypoints``, ``policies``, ``peer_authentication``) and the whole (``translation``). Pydantic is
-used here and nowhere further inside.
+``service_entries``, ``auto_allocation``, ``waypoints``, ``policies``, ``peer_authentication``) and the whole
+(``translation``). Pydantic is used here and nowhere further inside.
 """

@@ -11,7 +11,17 @@ from pydantic import AfterValidator, Field
 
 from ztun.mesh.address import is_hostname
 from ztun.mesh.model import canonical_ip
-from ztun.resources.schema import AccountName, Labels, Name, Object, Port, Strict, Text, refuse
+from ztun.resources.schema import (
+    AccountName,
+    Labels,
+    Lenient,
+    Name,
+    Object,
+    Port,
+    Strict,
+    Text,
+    refuse,
+)
 
 MAX_ITEMS = 1024  # hosts, addresses and ports of one entry; more belong into several
 MAX_ENDPOINTS = 65536  # listed in one entry; what fits into an object of the API server
@@ -75,7 +85,21 @@ class ServiceEntrySpec(Strict):
     subject_alt_names: list[Name] = Field(default_factory=list, alias="subjectAltNames")
 
 
+class EntryAddress(Lenient):
+    """An address that istiod allocated for a host."""
+
+    value: Text | None = None
+    host: Text | None = None
+
+
+class EntryStatus(Lenient):
+    """``status`` of a ServiceEntry."""
+
+    addresses: list[EntryAddress] | None = None
+
+
 class ServiceEntry(Object):
     """Hosts that are not Services."""
 
     spec: ServiceEntrySpec
+    status: EntryStatus = EntryStatus()

@@ -35,6 +35,7 @@ EXPORT_TO = "networking.istio.io/exportTo"
 TRAFFIC_DISTRIBUTION = "networking.istio.io/traffic-distribution"
 NETWORK = "topology.istio.io/network"
 DRY_RUN = "istio.io/dry-run"
+AUTO_ALLOCATE = "networking.istio.io/enable-autoallocate-ip"
 
 
 def refuse(message: str, hint: str = "", code: str = "SCHEMA") -> PydanticCustomError:

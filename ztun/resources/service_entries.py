@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from collections.abc import Iterable
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from certs.spiffe import SpiffeError, SpiffeId
 from ztun.mesh.address import is_hostname
 from ztun.mesh.document import Document, Problem
 from ztun.mesh.model import BalanceMode, LoadBalancing, Service, ServicePort, Vip, canonical_ip
+from ztun.resources.auto_allocation import may_allocate
 from ztun.resources.drafts import DraftIndex, WorkloadDraft
 from ztun.resources.entries import ServiceEntry, ServiceEntrySpec
 from ztun.resources.schema import Metadata
@@ -73,6 +75,25 @@ def entry_services(
             )
         )
     return services, problems
+
+
+def recorded_addresses(model: ServiceEntry, service: Service) -> tuple[str, ...] | None:
+    """What istiod allocated for a host of a ServiceEntry; None when the host may not have an allocated address.
+
+    That is so when it has addresses of its own or opts out, and for hosts that a single address cannot stand for:
+    wildcards, and those whose connections go on to the address that the client dialled.
+    """
+    spec = model.spec
+    if spec.addresses or not may_allocate(model.metadata):
+        return None
+    if service.hostname.startswith("*") or spec.resolution == "NONE":
+        return None
+    recorded: dict[str, None] = {}
+    for one in model.status.addresses or []:
+        if (one.host or "").lower() == service.hostname:
+            with contextlib.suppress(ValueError):  # a status nobody can read says nothing about the object
+                recorded[canonical_ip(one.value or "")] = None
+    return tuple(recorded)
 
 
 def _vip(address: str, network: str) -> Vip:

@@ -19,6 +19,7 @@ from ztun.mesh.model import (
     canonical_ip,
 )
 from ztun.resources import kubernetes
+from ztun.resources.auto_allocation import may_allocate
 from ztun.resources.drafts import DraftIndex, WorkloadDraft
 from ztun.resources.schema import EXPORT_TO, TRAFFIC_DISTRIBUTION, Metadata
 from ztun.resources.workloads import Surroundings, outside_workload
@@ -92,6 +93,20 @@ def kubernetes_service(
         headless=spec.cluster_ip == "None",
         created=document.created,
     ), problems
+
+
+def needs_address(model: kubernetes.Service) -> bool:
+    """Whether a Service waits for a virtual address: outside Kubernetes nobody gives it a clusterIP.
+
+    An ExternalName is an alias, whose target has the address.
+    """
+    spec = model.spec
+    return (
+        spec.type != "ExternalName"
+        and not spec.cluster_ip
+        and not spec.cluster_ips
+        and may_allocate(model.metadata)
+    )
 
 
 def _tcp_ports(spec: kubernetes.ServiceSpec) -> list[kubernetes.ServicePortSpec]:

@@ -23,6 +23,7 @@ from ztun.mesh.model import (
 )
 from ztun.mesh.snapshot import Snapshot, build_snapshot
 from ztun.resources import kubernetes
+from ztun.resources.auto_allocation import Unaddressed, allocate
 from ztun.resources.documents import validate
 from ztun.resources.drafts import DraftIndex, WorkloadDraft
 from ztun.resources.entries import ServiceEntry, WorkloadEntry
@@ -30,12 +31,13 @@ from ztun.resources.peer_authentication import attach_peer_authentication, close
 from ztun.resources.policies import closed_policy, compile_policy, selector_of
 from ztun.resources.schema import Metadata, Object
 from ztun.resources.security import AuthorizationPolicy, PeerAuthentication
-from ztun.resources.service_entries import attach_entry, entry_services
+from ztun.resources.service_entries import attach_entry, entry_services, recorded_addresses
 from ztun.resources.services import (
     attach_external_name,
     attach_pods,
     attach_slice,
     kubernetes_service,
+    needs_address,
 )
 from ztun.resources.settings import MeshSettings
 from ztun.resources.waypoints import Waypoint, Waypoints, read_waypoint
@@ -233,11 +235,14 @@ def _drafts(reading: _Reading, around: Surroundings) -> Iterable[WorkloadDraft]:
 
 def _services(reading: _Reading, around: Surroundings, drafts: DraftIndex) -> Iterable[Service]:
     by_key: dict[NamespacedName, Service] = {}
+    unaddressed: dict[NamespacedName, Unaddressed] = {}
     specs: dict[NamespacedName, kubernetes.ServiceSpec] = {}
     for document, model in reading.of(kubernetes.Service):
         service, problems = kubernetes_service(document, model, around)
         reading.problems += problems
         by_key[service.key], specs[document.namespace, document.name] = service, model.spec
+        if needs_address(model):
+            unaddressed[service.key] = Unaddressed(document)
         reading.problems += attach_pods(document, service, model.spec, drafts)
         reading.problems += attach_external_name(document, service, model.spec, drafts, around)
     for document, slices in reading.of(kubernetes.EndpointSlice):
@@ -253,9 +258,19 @@ def _services(reading: _Reading, around: Surroundings, drafts: DraftIndex) -> It
         # A Service of the cluster is not replaced by an entry of the same name in its namespace.
         own = [service for service in found if service.key not in by_key]
         by_key |= {service.key: service for service in own}
+        for service in own:
+            recorded = recorded_addresses(entry, service)
+            if recorded is None:
+                unaddressed.pop(service.key, None)
+            else:
+                unaddressed[service.key] = Unaddressed(document, recorded)
         attach_entry(document, entry, own, drafts, around)
     _waypoint_services(by_key, around, drafts)
-    return by_key.values()
+    in_use = {vip.ip for service in by_key.values() for vip in service.vips}
+    in_use.update(ip for draft in drafts for ip in draft.base.addresses)
+    given, problems = allocate(by_key, unaddressed, in_use, reading.settings.network)
+    reading.problems += problems
+    return (by_key | given).values()
 
 
 def _waypoint_services(
