@@ -11,7 +11,7 @@ from ztun.errors import PolicyDenied, RouteError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.address import parse_host_port
 from ztun.mesh.authorization import Attempt, authorize
-from ztun.mesh.gateway import is_gateway_instance
+from ztun.mesh.gateway import is_waypoint_of
 from ztun.mesh.lookup import OutboundRoute, RouteKind, route_to_workload
 from ztun.mesh.model import AppTunnelProtocol, Vip, Workload, join_host_port
 from ztun.proxy.connections import LiveConnection
@@ -146,7 +146,7 @@ class Forwarding:
             raise not_served(arrival.authority, local)
         service = decision.service or target.service
         assert service is not None
-        if not is_gateway_instance(self._routers.snapshot, service.waypoint, local):
+        if not is_waypoint_of(self._routers.snapshot, service, local):
             raise not_served(arrival.authority, local)
         asker = Asker(arrival.client[0], local.locality, local.labels)
         dialled = (target.ip, target.port) if target.ip else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ztun.mesh.address import AddressError, HostPort, parse_host_port
-from ztun.mesh.gateway import is_gateway_instance
+from ztun.mesh.gateway import is_gateway_instance, is_waypoint_of
 from ztun.mesh.inbound import InboundRefused
 from ztun.mesh.lookup import OWN_PORTS
 from ztun.mesh.model import Service, Workload
@@ -52,7 +52,7 @@ def find_target(
         return Target(asked.port, asked.host, workload=workload)
     for namespace in (client_namespace, None):
         service = snapshot.service_by_vip(network, asked.host, namespace)
-        if service is not None and is_gateway_instance(snapshot, service.waypoint, local):
+        if service is not None and is_waypoint_of(snapshot, service, local):
             return _with_port(asked, service)
     raise not_served(asked, local)
 
@@ -62,7 +62,7 @@ def _named(snapshot: Snapshot, local: Workload, asked: HostPort) -> Service:
     served = [
         service
         for service in snapshot.services_with_hostname(asked.host)
-        if is_gateway_instance(snapshot, service.waypoint, local)
+        if is_waypoint_of(snapshot, service, local)
     ]
     if not served:
         raise not_served(asked, local)

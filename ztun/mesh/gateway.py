@@ -28,6 +28,32 @@ def gateway_workload(snapshot: Snapshot, address: GatewayAddress) -> Workload | 
     return snapshot.workload_by_hostname(*destination)
 
 
+def resolve_waypoint(
+    snapshot: Snapshot,
+    service: Service,
+    source: Workload,
+    *,
+    rng: random.Random,
+    excluded: frozenset[str] = frozenset(),
+) -> tuple[Choice, Service | None] | None:
+    """An instance of the service's waypoint, as :func:`resolve_gateway` gives it.
+
+    1. Where the connections are shared, one of the waypoints is drawn by weight; without any weight it is the
+    waypoint itself.
+    2. A canary that has no instance to offer is not fatal: the waypoint serves.
+    """
+    assert service.waypoint is not None
+    shares = service.weighted_waypoints
+    weights = [share.weight for share in shares]
+    if any(weights):
+        drawn = rng.choices(shares, weights)[0].gateway
+        if drawn != service.waypoint:
+            found = resolve_gateway(snapshot, drawn, source, rng=rng, excluded=excluded)
+            if found is not None:
+                return found
+    return resolve_gateway(snapshot, service.waypoint, source, rng=rng, excluded=excluded)
+
+
 def resolve_gateway(
     snapshot: Snapshot,
     address: GatewayAddress,
@@ -53,6 +79,11 @@ def resolve_gateway(
     if workload is None or workload.uid in excluded:
         return None
     return Choice(workload, address.hbone_mtls_port), None
+
+
+def is_waypoint_of(snapshot: Snapshot, service: Service, workload: Workload) -> bool:
+    """Whether a workload is an instance of the service's waypoint, or of the canary of that."""
+    return any(is_gateway_instance(snapshot, address, workload) for address in service.waypoints)
 
 
 def is_gateway_instance(snapshot: Snapshot, address: GatewayAddress | None, workload: Workload) -> bool:

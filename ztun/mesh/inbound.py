@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ztun.errors import ZtunError
 from ztun.mesh.address import AddressError, HostPort, parse_host_port
-from ztun.mesh.gateway import is_gateway_instance
+from ztun.mesh.gateway import is_gateway_instance, is_waypoint_of
 from ztun.mesh.lookup import OWN_PORTS
 from ztun.mesh.model import AppTunnelProtocol, NamespacedName, Service, Workload
 from ztun.mesh.snapshot import Snapshot
@@ -88,8 +88,11 @@ def _check_address(snapshot: Snapshot, local: Workload, local_ip: str, ip: str, 
         return
     workload = snapshot.workload_by_address(network, ip)
     service = None if workload is not None else snapshot.service_by_vip(network, ip, None)
-    waypoint = workload.waypoint if workload is not None else service.waypoint if service else None
-    if not is_gateway_instance(snapshot, waypoint, local):
+    if workload is not None:
+        served = is_gateway_instance(snapshot, workload.waypoint, local)
+    else:
+        served = service is not None and is_waypoint_of(snapshot, service, local)
+    if not served:
         raise InboundRefused(
             400,
             "ip_mismatch",

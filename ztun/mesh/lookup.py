@@ -11,7 +11,7 @@ from enum import Enum
 from certs.spiffe import SpiffeId
 from ztun.errors import RouteError
 from ztun.mesh.balance import Choice, choose_endpoint
-from ztun.mesh.gateway import describe_gateway, is_gateway_instance, resolve_gateway
+from ztun.mesh.gateway import describe_gateway, is_gateway_instance, resolve_gateway, resolve_waypoint
 from ztun.mesh.model import (
     HBONE_PORT,
     BalanceMode,
@@ -83,7 +83,7 @@ def decide_outbound(
     is the proxy's own network. ``source_ip`` is the client's address, if it is known. ``excluded`` holds uids
     of workloads that were tried and failed.
 
-    1. A service with a waypoint: the waypoint, with the original destination as authority.
+    1. A service with a waypoint: the waypoint or its canary, with the original destination as authority.
     2. A service: one of its endpoints. A workload with a waypoint that was dialled by its address: the
     waypoint.
     3. A workload: a tunnel to it if it has one, otherwise plain TCP.
@@ -99,12 +99,11 @@ def decide_outbound(
     skip_waypoint = source.sidecar
     if service is not None:
         if service.waypoint is not None and not (
-            skip_waypoint or _comes_from(snapshot, service.waypoint, source, source_ip)
+            skip_waypoint or any(_comes_from(snapshot, one, source, source_ip) for one in service.waypoints)
         ):
             authority = join_host_port(ip or _vip(service, network) or service.hostname, port)
-            return _to_waypoint(
-                snapshot, source, service.waypoint, authority, service, ip, rng, network, excluded
-            )
+            resolved = resolve_waypoint(snapshot, service, source, rng=rng, excluded=excluded)
+            return _to_waypoint(service.waypoint, resolved, authority, service, ip, network)
         if service.load_balancing.mode is BalanceMode.PASSTHROUGH and ip is not None:
             return OutboundRoute(RouteKind.PASSTHROUGH, (ip, port), service=service)
         choice = choose_endpoint(snapshot, service, port, source, rng=rng, excluded=excluded)
@@ -128,7 +127,8 @@ def decide_outbound(
         and not (skip_waypoint or _comes_from(snapshot, target.waypoint, source, source_ip))
     ):
         authority = join_host_port(ip or host, port)
-        return _to_waypoint(snapshot, source, target.waypoint, authority, None, ip, rng, network, excluded)
+        resolved = resolve_gateway(snapshot, target.waypoint, source, rng=rng, excluded=excluded)
+        return _to_waypoint(target.waypoint, resolved, authority, None, ip, network)
     return route_to_workload(target, select_address(target, service, ip), choice.port, service)
 
 
@@ -180,17 +180,13 @@ def _named_destination(
 
 
 def _to_waypoint(
-    snapshot: Snapshot,
-    source: Workload,
     address: GatewayAddress,
+    resolved: tuple[Choice, Service | None] | None,
     authority: str,
     service: Service | None,
     requested_ip: str | None,
-    rng: random.Random,
     network: str,
-    excluded: frozenset[str],
 ) -> OutboundRoute:
-    resolved = resolve_gateway(snapshot, address, source, rng=rng, excluded=excluded)
     if resolved is None:
         raise RouteError(
             "unknown_waypoint",

@@ -109,6 +109,14 @@ class GatewayAddress:
     hbone_mtls_port: int = HBONE_PORT
 
 
+@dataclass(frozen=True, slots=True)
+class WeightedWaypoint:
+    """One of several waypoints that share the new connections to a service, in proportion to their weights."""
+
+    gateway: GatewayAddress
+    weight: int
+
+
 @lru_cache(maxsize=16_384)  # checking the grammar takes 4 us, and several parts ask for it on each connection
 def _identity(trust_domain: str, namespace: str, service_account: str) -> SpiffeId:
     return SpiffeId(trust_domain, namespace, service_account)
@@ -228,6 +236,8 @@ class Service:
     ports: Mapping[int, ServicePort] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     subject_alt_names: tuple[SpiffeId, ...] = ()
     waypoint: GatewayAddress | None = None
+    weighted_waypoints: tuple[WeightedWaypoint, ...] = ()
+    """The waypoint and a canary of it; empty without one (Istio's ``weighted_waypoints``)."""
     load_balancing: LoadBalancing = LoadBalancing()
     ip_families: IpFamilies = IpFamilies.AUTOMATIC
     canonical: bool = False
@@ -241,6 +251,12 @@ class Service:
     def key(self) -> NamespacedName:
         """(namespace, hostname)."""
         return (self.namespace, self.hostname)
+
+    @property
+    def waypoints(self) -> tuple[GatewayAddress, ...]:
+        """Every waypoint that may stand in front of it, the canary whatever its weight."""
+        own = (self.waypoint,) if self.waypoint is not None else ()
+        return tuple(dict.fromkeys((*own, *(share.gateway for share in self.weighted_waypoints))))
 
 
 class PolicyScope(Enum):

@@ -68,6 +68,7 @@ def entry_services(
                 ),
                 subject_alt_names=tuple(sans),
                 waypoint=around.waypoints.of(document, metadata, "service"),
+                weighted_waypoints=around.waypoints.shares(document, metadata),
                 load_balancing=passthrough if spec.resolution == "NONE" else LoadBalancing(),
                 visible_only_in_namespace=export_to == (document.namespace,),
                 export_to=export_to,

@@ -85,6 +85,7 @@ def kubernetes_service(
             }
         ),
         waypoint=around.waypoints.of(document, metadata, "service"),
+        weighted_waypoints=around.waypoints.shares(document, metadata),
         load_balancing=_load_balancing(spec, metadata),
         ip_families=_families(spec),
         canonical=True,

@@ -290,7 +290,7 @@ def _waypoint_services(
         if HBONE_PORT not in service.ports:
             service = replace(service, ports=MappingProxyType({**service.ports, HBONE_PORT: port}))
         # Its own traffic must not be sent to a waypoint again.
-        by_key[key] = replace(service, waypoint=None)
+        by_key[key] = replace(service, waypoint=None, weighted_waypoints=())
         for draft in instances.get(key, []):
             draft.services.setdefault(key, {}).setdefault(HBONE_PORT, HBONE_PORT)
 

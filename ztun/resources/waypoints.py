@@ -11,13 +11,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ztun.mesh.document import Document, Problem
-from ztun.mesh.model import HBONE_PORT, ApplicationTunnel, AppTunnelProtocol, GatewayAddress, NamespacedName
+from ztun.mesh.model import (
+    HBONE_PORT,
+    ApplicationTunnel,
+    AppTunnelProtocol,
+    GatewayAddress,
+    NamespacedName,
+    WeightedWaypoint,
+)
 from ztun.resources.kubernetes import KubernetesGateway, RouteNamespaces
 from ztun.resources.schema import (
     GATEWAY_NAME_LABELS,
     INBOUND_BINDING,
     USE_WAYPOINT,
     USE_WAYPOINT_NAMESPACE,
+    WAYPOINT_CANARY,
+    WAYPOINT_CANARY_NAMESPACE,
+    WAYPOINT_CANARY_WEIGHT,
     WAYPOINT_CLASS,
     WAYPOINT_FOR,
     Metadata,
@@ -110,27 +120,81 @@ class Waypoints:
         self, document: Document, metadata: Metadata, kind: Literal["service", "workload"]
     ) -> GatewayAddress | None:
         """The waypoint for an object: its own label counts before its namespace's; ``none`` opts out."""
-        namespace = document.namespace
+        naming = self._naming(document, metadata)
+        if naming is None:
+            return None
+        named_by, labels = naming
+        name = labels.label(USE_WAYPOINT)
+        waypoint_namespace = labels.label(USE_WAYPOINT_NAMESPACE) or document.namespace
+        found = self._find(waypoint_namespace, name, document.namespace)
+        if isinstance(found, Waypoint):
+            return GatewayAddress(self.key(found)) if found.serves(kind) else None
+        message = f"the waypoint {waypoint_namespace}/{name} {found[0]}; traffic to what uses it is refused"
+        self._report(named_by, ("metadata", "labels", USE_WAYPOINT), message, found[1])
+        # RFC 2606 reserves "invalid", so no service can have this name.
+        return GatewayAddress((waypoint_namespace, f"{name}.{waypoint_namespace}.waypoint.invalid"))
+
+    def shares(self, document: Document, metadata: Metadata) -> tuple[WeightedWaypoint, ...]:
+        """How a service's new connections are divided between its waypoint and the canary named beside that.
+
+        A canary that cannot be used is no danger, for the waypoint serves alone then: it is reported, no more.
+        """
+        naming = self._naming(document, metadata)
+        if naming is None:
+            if metadata.label(WAYPOINT_CANARY):
+                message = f"{WAYPOINT_CANARY} has no effect without {USE_WAYPOINT} on the same object"
+                self._report(document, ("metadata", "labels", WAYPOINT_CANARY), message, severity="warning")
+            return ()
+        named_by, labels = naming
+        name = labels.label(WAYPOINT_CANARY)
+        waypoint_namespace = labels.label(USE_WAYPOINT_NAMESPACE) or document.namespace
+        waypoint = self._find(waypoint_namespace, labels.label(USE_WAYPOINT), document.namespace)
+        if not name or not isinstance(waypoint, Waypoint) or not waypoint.serves("service"):
+            return ()
+        canary_namespace = labels.label(WAYPOINT_CANARY_NAMESPACE) or document.namespace
+        canary = self._find(canary_namespace, name, document.namespace)
+        path: tuple[str, ...] = ("metadata", "labels", WAYPOINT_CANARY)
+        weight = labels.annotation(WAYPOINT_CANARY_WEIGHT) or "0"
+        reason, hint = "", ""
+        if not isinstance(canary, Waypoint):
+            reason, hint = canary
+        elif not canary.serves("service"):
+            reason, hint = f"serves {canary.purpose} traffic only", f"set {WAYPOINT_FOR} to service or all"
+        elif canary is waypoint:
+            reason, hint = "is the waypoint itself", "name another one, or remove the label"
+        elif not (weight.isascii() and weight.isdigit() and len(weight) <= 3 and int(weight) <= 100):
+            path = ("metadata", "annotations", WAYPOINT_CANARY_WEIGHT)
+            reason, hint = f"has the weight {weight!r}", "write a whole number from 0 to 100"
+        else:
+            assert isinstance(canary, Waypoint)
+            return (
+                WeightedWaypoint(GatewayAddress(self.key(waypoint)), 100 - int(weight)),
+                WeightedWaypoint(GatewayAddress(self.key(canary)), int(weight)),
+            )
+        message = (
+            f"the canary waypoint {canary_namespace}/{name} {reason}; all connections go to {waypoint.name}"
+        )
+        self._report(named_by, path, message, hint, severity="warning")
+        return ()
+
+    def _naming(self, document: Document, metadata: Metadata) -> tuple[Document, Metadata] | None:
+        """The object whose labels name the waypoint; the canary must be named by the same one."""
         named_by, labels = document, metadata
         if not metadata.label(USE_WAYPOINT):
-            owner = self._namespaces.get(namespace)
+            owner = self._namespaces.get(document.namespace)
             if owner is None or not owner[1].label(USE_WAYPOINT):
                 return None
             named_by, labels = owner
-        name = labels.label(USE_WAYPOINT)
-        if name == "none":
-            return None
-        waypoint_namespace = labels.label(USE_WAYPOINT_NAMESPACE) or namespace
-        waypoint = self._by_name.get((waypoint_namespace, name))
+        return (named_by, labels) if labels.label(USE_WAYPOINT) != "none" else None
+
+    def _find(self, namespace: str, name: str, user: str) -> Waypoint | tuple[str, str]:
+        """A waypoint that objects of namespace ``user`` may use, else what is wrong and a hint."""
+        waypoint = self._by_name.get((namespace, name))
         if waypoint is None:
-            return self._refusal(
-                named_by, waypoint_namespace, name, "is unknown", "create it or fix the label"
-            )
-        if not self._may_use(waypoint, namespace):
-            hint = "see allowedRoutes of the waypoint's listener"
-            reason = f"may not be used from namespace {namespace}"
-            return self._refusal(named_by, waypoint_namespace, name, reason, hint)
-        return GatewayAddress(self.key(waypoint)) if waypoint.serves(kind) else None
+            return "is unknown", "create it or fix the label"
+        if not self._may_use(waypoint, user):
+            return f"may not be used from namespace {user}", "see allowedRoutes of the waypoint's listener"
+        return waypoint
 
     def _may_use(self, waypoint: Waypoint, namespace: str) -> bool:
         if namespace == waypoint.namespace:
@@ -141,13 +205,18 @@ class Waypoints:
             return owner is not None and wanted.items() <= (owner[1].labels or {}).items()
         return waypoint.allowed.from_ == "All"
 
-    def _refusal(
-        self, named_by: Document, namespace: str, name: str, reason: str, hint: str
-    ) -> GatewayAddress:
-        message = f"the waypoint {namespace}/{name} {reason}; traffic to what uses it is refused"
-        if (named_by, message) not in self._reported:
-            self._reported.add((named_by, message))
-            path = ("metadata", "labels", USE_WAYPOINT)
-            self.problems.append(named_by.problem(path, message, hint=hint, code="WAYPOINT"))
-        # RFC 2606 reserves "invalid", so no service can have this name.
-        return GatewayAddress((namespace, f"{name}.{namespace}.waypoint.invalid"))
+    def _report(
+        self,
+        document: Document,
+        path: tuple[str, ...],
+        message: str,
+        hint: str = "",
+        *,
+        severity: Literal["error", "warning"] = "error",
+    ) -> None:
+        """Say it once, however many objects of a namespace it concerns."""
+        if (document, message) not in self._reported:
+            self._reported.add((document, message))
+            self.problems.append(
+                document.problem(path, message, hint=hint, code="WAYPOINT", severity=severity)
+            )

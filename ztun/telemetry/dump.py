@@ -128,6 +128,10 @@ def service_dump(service: Service, members: Sequence[Workload]) -> dict[str, Jso
     }
     if service.waypoint is not None:
         shape["waypoint"] = _gateway(service.waypoint)
+    if service.weighted_waypoints:
+        shape["weightedWaypoints"] = [
+            {**_gateway(share.gateway), "weight": share.weight} for share in service.weighted_waypoints
+        ]
     balancing = service.load_balancing
     if balancing.mode is not BalanceMode.UNSPECIFIED or balancing.preference or balancing.allow_unhealthy:
         shape["loadBalancer"] = {
@@ -186,7 +190,7 @@ def _networks(networks: Sequence[IpNetwork]) -> Json:
     return [str(network) for network in networks]
 
 
-def _gateway(gateway: GatewayAddress) -> Json:
+def _gateway(gateway: GatewayAddress) -> dict[str, Json]:
     where = gateway.destination
     name = f"{where.network}/{where.ip}" if isinstance(where, NetworkAddress) else _slash(where)
     return {"destination": name, "hboneMtlsPort": gateway.hbone_mtls_port}

@@ -22,6 +22,7 @@ from ztun.mesh.model import (
     StringMatch,
     StringMatchKind,
     TunnelProtocol,
+    WeightedWaypoint,
 )
 from ztun.mesh.snapshot import Snapshot
 from ztun.routing import Action, Connection, Decision, Hop, Router
@@ -136,6 +137,24 @@ async def test_a_workload_behind_it_is_served_without_routing(mesh: WaypointMesh
     assert end.service == ""
     assert end.destination is not None
     assert end.destination.name == "server"
+
+
+@pytest.mark.asyncio
+async def test_a_canary_carries_what_is_drawn_for_it(mesh: WaypointMesh, wires: Wires) -> None:
+    """The only instance that runs is the canary's: all of the weight arrives there, and goes on from there."""
+    primary = GatewayAddress(("default", "primary.default.svc.cluster.local"))
+    shares = (WeightedWaypoint(primary, 0), WeightedWaypoint(WAYPOINT, 100))
+    mesh.services["echo"] = replace(mesh.services["echo"], waypoint=primary, weighted_waypoints=shares)
+    await wires.echo(mesh.server.addresses[0], APP_PORT)
+    await mesh.run()
+    assert await echoed(mesh, wires)
+    assert (await mesh.waypoint.journal.end()).service == ECHO
+    mesh.services["echo"] = replace(
+        mesh.services["echo"],
+        weighted_waypoints=(replace(shares[0], weight=100), replace(shares[1], weight=0)),
+    )
+    await mesh.apply()
+    assert not await echoed(mesh, wires), "the waypoint itself has no instance"
 
 
 @pytest.mark.asyncio

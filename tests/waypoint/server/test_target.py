@@ -21,6 +21,7 @@ from ztun.mesh.model import (
     Service,
     ServicePort,
     Vip,
+    WeightedWaypoint,
     Workload,
 )
 from ztun.mesh.snapshot import Snapshot, build_snapshot
@@ -79,6 +80,19 @@ WORKLOADS = [
     Workload("Kubernetes//Pod/default/free", "free", "default", ("10.0.1.2",)),
     Workload("Kubernetes//Pod/default/theirs", "theirs", "default", ("10.0.1.3",), waypoint=OTHER),
 ]
+
+
+CANARY = dataclasses.replace(
+    service("canary-here", "192.168.58.16", OTHER),
+    weighted_waypoints=(WeightedWaypoint(OTHER, 100), WeightedWaypoint(WAYPOINT, 0)),
+)
+
+
+@pytest.mark.parametrize("authority", ["192.168.58.16:19000", "canary-here.default.svc.cluster.local:19000"])
+def test_canary_waypoint_serves_whatever_its_weight(authority: str) -> None:
+    """A connection that was drawn for it before the weight fell to 0 must not be refused."""
+    state = build_snapshot(workloads=WORKLOADS, services=[*SERVICES, CANARY], policies=())
+    assert find_target(state, POD, authority).service == CANARY
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from ztun.mesh.model import (
     ServicePort,
     TunnelProtocol,
     Vip,
+    WeightedWaypoint,
     Workload,
 )
 from ztun.mesh.snapshot import build_snapshot
@@ -60,6 +61,20 @@ def echo(**values: Any) -> Service:
 
 
 WAYPOINT = pod("waypoint", "127.0.0.10", services={WAYPOINT_SERVICE.key: {15008: 15008}})
+
+CANARY_SERVICE = dataclasses.replace(
+    WAYPOINT_SERVICE, name="canary", hostname="canary.example", vips=(Vip("", "10.10.0.8"),)
+)
+CANARY = pod("canary", "127.0.0.11", services={CANARY_SERVICE.key: {15008: 15008}})
+
+
+def shared(primary: int, canary: int) -> Service:
+    """The service behind a waypoint and its canary."""
+    shares = (
+        WeightedWaypoint(BY_HOSTNAME, primary),
+        WeightedWaypoint(GatewayAddress(CANARY_SERVICE.key), canary),
+    )
+    return echo(waypoint=BY_HOSTNAME, weighted_waypoints=shares)
 
 
 def decide(
@@ -308,6 +323,52 @@ class TestWaypoints:
         target = endpoint("w", "127.0.0.2", waypoint=BY_HOSTNAME)
         assert code_of("10.10.0.1", 80, echo(waypoint=BY_HOSTNAME), target, *items) == "unknown_waypoint"
         assert code_of("127.0.0.2", 80, target, *items) == "unknown_waypoint"
+
+    @pytest.mark.parametrize(
+        ("weights", "expected"),
+        [
+            ((75, 25), 0.25),
+            ((95, 5), 0.05),
+            ((0, 100), 1.0),
+            ((100, 0), 0.0),
+            ((0, 0), 0.0),
+        ],
+    )
+    def test_a_canary_takes_its_share_of_the_connections(
+        self, weights: tuple[int, int], expected: float
+    ) -> None:
+        state = build_snapshot(
+            workloads=[SOURCE, WAYPOINT, CANARY],
+            services=[shared(*weights), WAYPOINT_SERVICE, CANARY_SERVICE],
+            policies=[],
+        )
+        rng = random.Random(11)
+        count = 4000
+        chosen = [decide_outbound(state, SOURCE, "10.10.0.1", 80, rng=rng).destination for _ in range(count)]
+        assert set(chosen) <= {WAYPOINT, CANARY}
+        tolerance = 4 * (expected * (1 - expected) / count) ** 0.5  # four standard deviations
+        assert abs(chosen.count(CANARY) / count - expected) <= tolerance
+
+    @pytest.mark.parametrize("items", [(), (CANARY_SERVICE,)])
+    def test_the_waypoint_serves_when_the_canary_has_no_instance(self, items: tuple[Service, ...]) -> None:
+        found = decide("10.10.0.1", 80, shared(0, 100), WAYPOINT, WAYPOINT_SERVICE, *items)
+        assert found.destination == WAYPOINT
+
+    def test_the_waypoint_serves_when_the_canary_was_tried_in_vain(self) -> None:
+        items = (shared(0, 100), WAYPOINT, WAYPOINT_SERVICE, CANARY, CANARY_SERVICE)
+        assert decide("10.10.0.1", 80, *items).destination == CANARY
+        found = decide("10.10.0.1", 80, *items, excluded=frozenset({CANARY.uid}))
+        assert found.destination == WAYPOINT
+
+    @pytest.mark.parametrize("source", [WAYPOINT, CANARY])
+    @pytest.mark.parametrize("weights", [(50, 50), (100, 0)])
+    def test_from_either_of_two_waypoints_straight_to_the_workload(
+        self, source: Workload, weights: tuple[int, int]
+    ) -> None:
+        target = endpoint("w", "127.0.0.2")
+        items = (target, shared(*weights), WAYPOINT_SERVICE, CANARY_SERVICE)
+        found = decide("10.10.0.1", 80, *items, source=source, source_ip=source.addresses[0])
+        assert hop(found) == (RouteKind.HBONE, "127.0.0.2:8080", ("127.0.0.2", 15008))
 
     def test_another_instance_is_chosen_when_one_was_tried(self) -> None:
         other = dataclasses.replace(WAYPOINT, uid="Kubernetes//Pod/ns/other", addresses=("127.0.0.11",))

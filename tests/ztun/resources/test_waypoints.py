@@ -33,6 +33,30 @@ def make(
     return {"apiVersion": api, "kind": kind, "metadata": metadata} | rest
 
 
+def canary(weight: str | None, name: str = "wp2", **labels: str) -> dict[str, Any]:
+    """Metadata that shares a service between the waypoint wp and another one."""
+    annotations = {} if weight is None else {"istio.io/use-waypoint-canary-weight": weight}
+    named = {"istio.io/use-waypoint": "wp", "istio.io/use-waypoint-canary": name, **labels}
+    return {"labels": named, "annotations": annotations}
+
+
+def second(**values: Any) -> dict[str, Any]:
+    """The waypoint wp2."""
+    other = waypoint(**values)
+    other["metadata"]["name"] = "wp2"
+    return other
+
+
+def shares(*objects: dict[str, Any], problems: int = 0) -> dict[str, int]:
+    """The weights of the waypoints of the service, by name and namespace."""
+    state = load(*objects)
+    assert len(state.problems) == problems, state.problems
+    return {
+        ".".join(str(share.gateway.destination[1]).split(".")[:2]): share.weight
+        for share in state.services[ECHO].weighted_waypoints
+    }
+
+
 def waypoint(
     purpose: str = "", *, namespace: str = "ns", binding: str = "", **listener: Any
 ) -> dict[str, Any]:
@@ -184,6 +208,80 @@ def test_a_broken_waypoint_refuses(broken: dict[str, Any]) -> None:
     assert found is not None
     assert found.destination not in state.services
     assert len(state.problems) == 2
+
+
+def shared_service(metadata: dict[str, Any]) -> dict[str, Any]:
+    one = service()
+    one["metadata"] |= metadata
+    return one
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [("5", (95, 5)), ("100", (0, 100)), ("0", (100, 0)), (None, (100, 0)), ("007", (93, 7))],
+)
+def test_a_canary_waypoint_has_a_share_of_the_connections(
+    weight: str | None, expected: tuple[int, int]
+) -> None:
+    found = shares(waypoint(), second(), shared_service(canary(weight)))
+    assert found == dict(zip(("wp.ns", "wp2.ns"), expected, strict=True))
+
+
+def test_a_canary_of_another_namespace_needs_leave() -> None:
+    here = shared_service(canary("10", **{"istio.io/use-waypoint-canary-namespace": "infra"}))
+    open_to_all = second(namespace="infra", allowedRoutes={"namespaces": {"from": "All"}})
+    assert shares(waypoint(), open_to_all, here) == {"wp.ns": 90, "wp2.infra": 10}
+    assert shares(waypoint(), second(namespace="infra"), here, problems=1) == {}
+
+
+def test_a_canary_of_the_namespace_counts_with_the_waypoint_of_the_namespace() -> None:
+    around = make("Namespace", "ns", metadata={"name": "ns", "labels": {}} | canary("10"))
+    assert shares(waypoint(), second(), around, service()) == {"wp.ns": 90, "wp2.ns": 10}
+    assert shares(waypoint(), second(), around, service(use("wp"))) == {}
+    assert shares(waypoint(), second(), around, service(use("none"))) == {}
+
+
+@pytest.mark.parametrize(
+    ("other", "metadata", "said"),
+    [
+        (second(), canary("101"), "has the weight '101'"),
+        (second(), canary("-1"), "has the weight '-1'"),
+        (second(), canary("5%"), "has the weight '5%'"),
+        (second(), canary("\u0665"), "has the weight"),
+        (second(), canary("5", "wp"), "is the waypoint itself"),
+        (second(), canary("5", "nobody"), "is unknown"),
+        (second(purpose="workload"), canary("5"), "serves workload traffic only"),
+    ],
+)
+def test_an_unusable_canary_is_reported_and_the_waypoint_serves_alone(
+    other: dict[str, Any], metadata: dict[str, Any], said: str
+) -> None:
+    state = load(waypoint(), other, shared_service(metadata))
+    assert state.services[ECHO].waypoint == GatewayAddress(KEY)
+    assert state.services[ECHO].weighted_waypoints == ()
+    (problem,) = state.problems
+    assert (problem.severity, problem.code) == ("warning", "WAYPOINT")
+    assert said in str(problem)
+    assert str(problem).startswith("mesh.yaml:")
+
+
+def test_a_canary_without_a_waypoint_is_reported() -> None:
+    labels = {"istio.io/use-waypoint-canary": "wp2"}
+    state = load(second(), shared_service({"labels": labels}))
+    assert state.services[ECHO].waypoints == ()
+    assert "has no effect without istio.io/use-waypoint" in str(state.problems[0])
+
+
+def test_a_canary_of_a_service_entry() -> None:
+    entry = make(
+        "ServiceEntry",
+        "api",
+        api="networking.istio.io/v1",
+        metadata=canary("20"),
+        spec={"hosts": ["api.example"], "ports": [{"number": 80, "name": "tcp", "protocol": "TCP"}]},
+    )
+    found = load(waypoint(), second(), entry).services["ns", "api.example"]
+    assert [share.weight for share in found.weighted_waypoints] == [80, 20]
 
 
 def test_gateways_of_other_classes_are_not_waypoints_and_all_are_kept_for_routing() -> None:

@@ -36,6 +36,7 @@ from ztun.mesh.model import (
     StringMatchKind,
     TunnelProtocol,
     Vip,
+    WeightedWaypoint,
     Workload,
     WorkloadType,
 )
@@ -88,6 +89,7 @@ SERVICE = Service(
     ports={80: ServicePort(80, 9000)},
     subject_alt_names=(SpiffeId("cluster.local", "demo", "other"),),
     waypoint=GatewayAddress(NetworkAddress("", "10.96.0.9")),
+    weighted_waypoints=(WeightedWaypoint(GatewayAddress(("demo", "canary.demo.svc.cluster.local")), 5),),
     load_balancing=LoadBalancing(BalanceMode.FAILOVER, (Scope.NETWORK, Scope.REGION)),
     ip_families=IpFamilies.DUAL,
 )
@@ -178,6 +180,9 @@ def test_a_service_has_its_endpoints_ready_or_not() -> None:
             "canonical": False,
             "visibility": "Public",
             "waypoint": {"destination": "/10.96.0.9", "hboneMtlsPort": 15008},
+            "weightedWaypoints": [
+                {"destination": "demo/canary.demo.svc.cluster.local", "hboneMtlsPort": 15008, "weight": 5}
+            ],
             "loadBalancer": {
                 "mode": "Failover",
                 "routingPreferences": ["Network", "Region"],
