@@ -157,6 +157,7 @@ def serve(
     import asyncio
 
     from certs.endpoint import listen_on
+    from certs.memory import forbid_dumps
     from certs.server import CaServer, ServerSettings
     from certs.store import wall_clock
 
@@ -164,6 +165,7 @@ def serve(
     names = name or [host]
     if any(each in ("", "0.0.0.0", "::") for each in names):
         raise typer.BadParameter("clients cannot dial that address; say with --name what they dial")
+    forbid_dumps()
     server = CaServer(ServerSettings(ca, names, access, wall_clock))
     with listen_on(host, port) as listening:
         address, bound = listening.getsockname()[:2]

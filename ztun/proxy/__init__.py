@@ -5,5 +5,5 @@ Reading order: ``plane`` (what all parts share), ``connections`` (those that are
 HBONE), ``outbound`` (from a local pod), ``destinations`` and ``sidecar`` (the same by the rules of an engine),
 ``inbound`` (a tunnel to a local pod), ``passthrough`` (plaintext to a local pod), ``pods`` (the listeners of each
 pod), ``entries`` (ways in without capture: forwards and SOCKS5), ``node`` (the role), ``runtime`` (start, reload,
-drain of any role), ``process``.
+drain of any role), ``process`` and ``descriptors`` (what a proxy process asks of the system).
 """

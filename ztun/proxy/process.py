@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import resource
 import sys
 from typing import TYPE_CHECKING
+
+from certs.memory import forbid_dumps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -18,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 def run_process(work: Callable[[], Coroutine[None, None, int]]) -> int:
     """Prepare the process and run ``work`` on its event loop; gives what it gives."""
-    raise_descriptor_limit()
+    forbid_dumps()
     keep_buffers()
     sys.setswitchinterval(SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -31,16 +32,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def raise_descriptor_limit() -> tuple[int, int]:
-    """Raise the soft limit of open files to the hard one; gives (before, after)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            return soft, hard
-    return soft, soft
 
 
 def keep_buffers() -> None:

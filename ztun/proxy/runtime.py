@@ -15,6 +15,7 @@ from certs.issuers import open_issuer
 from certs.store import CertificateStore
 from ztun.errors import CertificateRevoked, ConfigError, RelayError, ZtunError
 from ztun.mesh.snapshot import Snapshot
+from ztun.proxy.descriptors import DescriptorWatch, raise_descriptor_limit
 from ztun.proxy.plane import Plane
 from ztun.resources.settings import MeshSettings
 from ztun.sources.files import FileSource
@@ -111,11 +112,14 @@ class Runtime:
     async def _run(self, writer: LineWriter, levels: Levels) -> int:
         settings = self._settings
         loop = asyncio.get_running_loop()
+        before, limit = raise_descriptor_limit()
+        self._log.info("limit of open files", before=before, now=limit)
 
         def stop_from_thread() -> None:
             loop.call_soon_threadsafe(self._ask_to_stop)
 
         readiness = Readiness()
+        self._descriptors = DescriptorWatch(readiness)
         state_ready = readiness.register("state manager")
         proxy_ready = readiness.register("proxy")
         metrics = Metrics(component=self._component)
@@ -263,6 +267,7 @@ class Runtime:
             plane.metrics.tasks.set(len(asyncio.all_tasks()))
             plane.pool.tick(now)
             self._role.tick(now)
+            self._descriptors.look()
             plane.metrics.pool_hits.inc(by=plane.pool.hits - hits)
             hits = plane.pool.hits
             plane.metrics.tunnels_open.set(sum(1 for _ in plane.pool.tunnels()), "client")
