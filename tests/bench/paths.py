@@ -11,30 +11,33 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import yaml
-
-from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
+from certs.spiffe import SpiffeId
+from tests.bench.documents import (
+    CLIENT,
+    ECHO_PORT,
+    HBONE_PORT,
+    HTTP_PORT,
+    PORTS,
+    SERVER,
+    VIP,
+    WAYPOINT,
+    Documents,
+    server_policy,
+    server_service,
+    waypoint_documents,
+    write_documents,
+)
 from tests.bench.rows import Way
 from tests.peers.addresses import AddressBlock, free_port
 from tests.peers.credentials import ThrowAwayAuthority
 from tests.peers.envoy import EnvoyProcess
-from tests.peers.envoy_config import Onward, Terminator, TunnelEntry
+from tests.peers.envoy_parts import Onward, Terminator, TunnelEntry
 from tests.peers.nginx import http_application, stream_entry, stream_exit
 from tests.peers.node import Forward, NodeProcess, Pod, ProxyProcess, write_mesh
 from tests.peers.process import Process
 from tests.peers.traffic import Address, ApplicationProcess
-
-ECHO_PORT = 9000
-HTTP_PORT = 8080
-HBONE_PORT = 15008
-PORTS = {"echo": ECHO_PORT, "http": HTTP_PORT}
-VIP = "192.168.58.10"
-CLIENT = SpiffeId(DEFAULT_TRUST_DOMAIN, "default", "client")
-SERVER = SpiffeId(DEFAULT_TRUST_DOMAIN, "default", "server")
-WAYPOINT = SpiffeId(DEFAULT_TRUST_DOMAIN, "default", "waypoint")
-Documents = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,54 +59,6 @@ class MeshPath:
     def cpu_seconds(self) -> float:
         """CPU time of all proxies so far."""
         return sum(proxy.cpu_seconds() for proxy in self.proxies)
-
-
-def server_service(*, waypoint: bool) -> dict[str, Any]:
-    """The service in front of the server's pod, with the virtual address ``VIP``."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {
-            "name": "server",
-            "namespace": "default",
-            "labels": {"istio.io/use-waypoint": "waypoint"} if waypoint else {},
-        },
-        "spec": {
-            "clusterIP": VIP,
-            "selector": {"app": "server"},
-            "ports": [{"name": f"tcp-{name}", "port": port} for name, port in PORTS.items()],
-        },
-    }
-
-
-def waypoint_documents() -> Documents:
-    """The Gateway of the waypoint, and a rule that it decides each connection by."""
-    destination = {"destination": {"host": "server.default.svc.cluster.local"}}
-    return [
-        {
-            "apiVersion": "gateway.networking.k8s.io/v1",
-            "kind": "Gateway",
-            "metadata": {"name": "waypoint", "namespace": "default"},
-            "spec": {
-                "gatewayClassName": "istio-waypoint",
-                "listeners": [{"name": "mesh", "port": HBONE_PORT, "protocol": "HBONE"}],
-            },
-        },
-        {
-            "apiVersion": "networking.istio.io/v1",
-            "kind": "VirtualService",
-            "metadata": {"name": "server", "namespace": "default"},
-            "spec": {"hosts": ["server.default.svc.cluster.local"], "tcp": [{"route": [destination]}]},
-        },
-    ]
-
-
-def write_documents(path: Path, documents: Documents) -> None:
-    """Thousands of documents as one YAML file, in one step so that a proxy never reads half of it."""
-    draft = path.parent.parent / f"{path.parent.name}-{path.name}.draft"
-    with draft.open("w") as file:
-        yaml.dump_all(documents, file, Dumper=yaml.CSafeDumper, sort_keys=False)
-    draft.replace(path)
 
 
 class Mesh:
@@ -175,6 +130,7 @@ class Mesh:
             (pod, HBONE_PORT),
             SERVER,
             clients=[CLIENT],
+            allowed=[CLIENT],
             access_log=self.directory / "envoy-waypoint-middle.access",
         )
         outbound = self._envoy_entries(VIP, middle, WAYPOINT, "envoy-waypoint")
@@ -193,6 +149,7 @@ class Mesh:
             self.authority.issue(SERVER),
             {f"{pod}:{port}": (pod, port) for port in PORTS.values()},
             expected=[client],
+            allowed=[client],
             access_log=self.directory / f"{name}-destination.access",
         )
 
@@ -219,10 +176,12 @@ class Mesh:
         """
         pods = [Pod(CLIENT.service_account, self._block.take(), f"{tag}-source")]
         pods += [Pod(SERVER.service_account, pod, f"{tag}-destination")]
-        service = [server_service(waypoint=False)] if documents else []
+        own = [server_policy(CLIENT)]
+        if documents:
+            own.append(server_service(waypoint=False))
         configs = []
         for side in ("source", "destination"):
-            configs.append(write_mesh(self.directory / f"mesh-{tag}-{side}", pods, service))
+            configs.append(write_mesh(self.directory / f"mesh-{tag}-{side}", pods, own))
             if documents:
                 write_documents(configs[-1] / "more.yaml", documents)
         forwards = self._forwards(VIP if documents else pod, pods[0])
@@ -249,7 +208,9 @@ class Mesh:
             ),
         ]
         config = write_mesh(
-            self.directory / f"mesh-{tag}", pods, [server_service(waypoint=True), *waypoint_documents()]
+            self.directory / f"mesh-{tag}",
+            pods,
+            [server_service(waypoint=True), server_policy(WAYPOINT), *waypoint_documents()],
         )
         if documents:
             write_documents(config / "more.yaml", documents)

@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
@@ -91,6 +91,7 @@ def as_json(results: Results, facts: Mapping[str, object]) -> dict[str, Any]:
                 "target": row.target,
                 "floor": round(row.floor, 3),
                 "ratio": statistics.median(ratios) if ratios else None,
+                "reached": row.reaches(statistics.median(ratios), row.target) if ratios else None,
                 "ratios": ratios,
                 "medians": {kind: results.median(row, kind) for kind in kinds},
                 "values": {kind: dict(values) for kind, values in kinds.items()},
@@ -98,6 +99,25 @@ def as_json(results: Results, facts: Mapping[str, object]) -> dict[str, Any]:
         )
     failures = [asdict(failure) for failure in results.failures]
     return {"machine": machine(), **facts, "failures": failures, "rows": rows}
+
+
+def as_markdown(results: Results, title: str) -> str:
+    """The table for a README: medians with their units, the ratio, and the target with what became of it."""
+    kinds = [kind for kind in COLUMNS if kind in results.kinds()]
+    head = ["row", *(COLUMNS[kind] for kind in kinds), "ztun / Envoy", "target", "reached"]
+    lines = [title, "", markdown_row(head), markdown_row(["---", *["---:"] * (len(head) - 1)])]
+    for row in results.rows():
+        ratios = results.ratios(row)
+        medians = [results.median(row, kind) for kind in kinds]
+        cells = ["-" if value is None else f"{_number(value)} {row.unit}" for value in medians]
+        ratio = f"{statistics.median(ratios):.2f}" if ratios else "-"
+        lines.append(markdown_row([row.label, *cells, ratio, row.bound(row.target), _reached(row, ratios)]))
+    return "\n".join((*lines, ""))
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """One line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def machine() -> dict[str, object]:

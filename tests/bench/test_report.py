@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from tests.bench.report import Results, as_json, print_table
+from tests.bench.report import Results, as_json, as_markdown, print_table
 from tests.bench.rows import BY_NAME, ROWS
 
 pytestmark = pytest.mark.unit
@@ -44,6 +44,7 @@ def test_a_round_that_failed_on_one_side_shifts_no_other_pair() -> None:
 def test_the_median_is_of_the_ratios_and_not_the_ratio_of_medians() -> None:
     row = as_json(results(), {})["rows"][0]
     assert row["ratio"] == 0.9
+    assert row["reached"] is True
     assert row["medians"] == {"ztun": 100.0, "envoy": 100.0, "direct": 50.0}
     assert row["values"]["envoy"] == {0: 100.0, 1: 200.0, 2: 100.0}
 
@@ -51,7 +52,9 @@ def test_the_median_is_of_the_ratios_and_not_the_ratio_of_medians() -> None:
 def test_a_row_without_a_second_proxy_has_no_ratio() -> None:
     alone = Results()
     alone.add("envoy", 0, {"rtt_p50": 100.0})
-    assert as_json(alone, {})["rows"][0]["ratio"] is None
+    row = as_json(alone, {})["rows"][0]
+    assert row["ratio"] is None
+    assert row["reached"] is None
 
 
 def test_what_failed_is_in_the_table_and_in_the_document() -> None:
@@ -83,6 +86,15 @@ def test_the_table_shows_every_measured_row_with_its_target() -> None:
     (line,) = [line for line in lines if BY_NAME["http_64"].label in line]
     assert line.endswith(">= 1.20        no ")
     assert not any(BY_NAME["bulk_up"].label in line for line in lines)
+
+
+def test_the_markdown_table_has_units_targets_and_verdicts() -> None:
+    lines = as_markdown(results(), "title").splitlines()
+    assert lines[0] == "title"
+    assert lines[2] == "| row | ztun | Envoy | direct | ztun / Envoy | target | reached |"
+    assert lines[3].count("|") == lines[2].count("|")
+    assert lines[4] == "| round trip 64 B, p50 | 100.0 us | 100.0 us | 50.0 us | 0.90 | <= 0.95 | yes |"
+    assert lines[5].endswith("| - | 0.90 | >= 1.20 | no |")
 
 
 def test_row_names_are_unique() -> None:

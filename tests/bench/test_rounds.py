@@ -6,20 +6,42 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.bench.measure import MEASUREMENTS, MEMORY_ROWS
-from tests.bench.paths import OPENERS
+from tests.bench.measure import FULL, MEASUREMENTS, MEMORY_ROWS
+from tests.bench.paths import KINDS, OPENERS
 from tests.bench.report import Results
-from tests.bench.rounds import attempt, rotated
+from tests.bench.rounds import attempt, of_round, ordered
 from tests.bench.rows import BY_NAME, Way
 
 pytestmark = pytest.mark.unit
 
 
-def test_every_kind_is_first_in_turn() -> None:
-    kinds = ("ztun", "envoy", "direct")
-    assert [rotated(kinds, number)[0] for number in range(4)] == ["ztun", "envoy", "direct", "ztun"]
-    assert sorted(rotated(kinds, 5)) == sorted(kinds)
-    assert list(rotated((), 3)) == []
+def test_a_steady_drift_favours_neither_side_of_a_pair() -> None:
+    figures: dict[str, list[float]] = {"ztun": [], "envoy": []}
+    clock = 0.0
+    for number in range(8):
+        for kind in ordered(("ztun", "envoy"), number):
+            figures[kind].append(100 + clock)
+            clock += 1
+    assert sum(figures["ztun"]) == sum(figures["envoy"])
+
+
+def test_ztun_and_envoy_follow_each_other_in_either_order() -> None:
+    for turn in range(2):
+        kinds = list(ordered(KINDS, turn))
+        assert sorted(kinds) == sorted(KINDS)
+        assert abs(kinds.index("ztun") - kinds.index("envoy")) == 1
+    assert ordered((), 3) == ()
+
+
+def test_every_round_has_both_sides_of_the_ratio() -> None:
+    assert list(of_round(KINDS, 0)) == list(KINDS)
+    assert list(of_round(KINDS, 1)) == ["ztun", "envoy"]
+
+
+def test_a_full_run_has_seven_pairs_at_least_and_either_side_is_first_as_often() -> None:
+    assert FULL.rounds >= 7
+    assert FULL.memory_rounds >= 7
+    assert FULL.rounds % 2 == 0
 
 
 def test_every_row_is_measured_by_one_load() -> None:

@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 import httpx
 
-from tests.peers.envoy_config import Address, Part, bootstrap
+from tests.peers.envoy_config import bootstrap
+from tests.peers.envoy_parts import Address, Part
 from tests.peers.process import Process
 
 ADMIN_SECONDS = 5.0

@@ -1,8 +1,6 @@
 """Static Envoy bootstraps for both ends of a tunnel, as plain values; nothing is started here.
 
-:class:`TunnelEntry` is the client side (``tcp_proxy.tunneling_config``), :class:`Terminator` the server side
-(an HTTP connection manager that ends CONNECT), :class:`Onward` the proxy between two tunnels, :class:`PlainEntry` a
-client without a tunnel. One bootstrap may hold several of each.
+A bootstrap may hold several of the parts of ``envoy_parts``.
 
 What Envoy 1.40 does with the ends of a tunnelled stream, measured: client-first half-close works. As a
 terminator it resets the stream when the application ends first, and what its codec had not yet sent is lost; a
@@ -12,14 +10,12 @@ reset stream becomes FIN. As a client it does the same unless ``half_close`` is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from certs.spiffe import SpiffeId
 from tests.peers.credentials import Credentials
-
-Address = tuple[str, int]
+from tests.peers.envoy_parts import Address, Onward, Part, PlainEntry, Terminator, TunnelEntry
 
 _UNLIMITED = 1_000_000  # above any connection count of a test, so that Envoy's circuit breakers never act
 _HALF_CLOSE = "envoy.reloadable_features.allow_multiplexed_upstream_half_close"
@@ -53,95 +49,6 @@ CONNECT_LOG = {
     "upstream": "%UPSTREAM_HOST%",
 }
 """Keys of the JSON records that a :class:`Terminator` logs, one per CONNECT stream."""
-
-
-@dataclass(frozen=True, slots=True)
-class TunnelEntry:
-    """A listener whose connections become CONNECT streams to ``peer`` for ``authority``.
-
-    ``expected`` is what the peer's certificate must carry. Entries with the same peer, credentials and
-    expectation share their tunnels. ``headers`` are added to the CONNECT request.
-    """
-
-    name: str
-    listen: Address
-    authority: str
-    peer: Address
-    credentials: Credentials
-    expected: SpiffeId
-    headers: Mapping[str, str] = field(default_factory=dict)
-    streams_per_tunnel: int | None = None
-    access_log: Path | None = None
-
-    @property
-    def cluster(self) -> str:
-        """The name of the Envoy cluster, equal for entries that share tunnels."""
-        return f"tunnel {self.peer[0]}:{self.peer[1]} {self.credentials.identity} {self.expected}"
-
-
-@dataclass(frozen=True, slots=True)
-class Terminator:
-    """A CONNECT terminator. ``routes`` maps an authority (``"*"`` for any) to the application's address.
-
-    ``expected`` limits the clients to these identities; empty admits any certificate of the trust roots.
-    ``requests_per_connection`` makes Envoy send GOAWAY after that many streams.
-    """
-
-    name: str
-    listen: Address
-    credentials: Credentials
-    routes: Mapping[str, Address]
-    expected: Sequence[SpiffeId] = ()
-    max_concurrent_streams: int | None = None
-    requests_per_connection: int | None = None
-    access_log: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Onward:
-    """Takes CONNECT for a service and opens CONNECT to the pod behind it: what a waypoint does.
-
-    ``routes`` maps an authority to the one that is asked for at ``peer``. The stream is handed on as it is, the
-    shortest way Envoy has for this; Istio's waypoints end it and go through two internal listeners more.
-    """
-
-    name: str
-    listen: Address
-    credentials: Credentials
-    routes: Mapping[str, str]
-    peer: Address
-    expected: SpiffeId
-    clients: Sequence[SpiffeId] = ()
-    access_log: Path | None = None
-
-    @property
-    def cluster(self) -> str:
-        """The name of the Envoy cluster."""
-        return f"onward {self.peer[0]}:{self.peer[1]} {self.expected}"
-
-
-@dataclass(frozen=True, slots=True)
-class PlainEntry:
-    """A listener whose connections go to ``target``: as they are, or inside TLS when there is a ``server_name``.
-
-    ``authority`` (PEM file) is what the server is verified with; ``certificate`` and ``key`` are shown to it.
-    """
-
-    name: str
-    listen: Address
-    target: Address
-    server_name: str = ""
-    authority: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-
-    @property
-    def cluster(self) -> str:
-        """The name of the Envoy cluster."""
-        return f"plain {self.name}"
-
-
-Part = TunnelEntry | Terminator | Onward | PlainEntry
 
 
 def bootstrap(parts: Sequence[Part], *, half_close: bool = False) -> dict[str, Any]:
@@ -347,10 +254,11 @@ def _connect_listener(
         "upgrade_configs": [{"upgrade_type": "CONNECT"}],
         "route_config": {"name": part.name, "virtual_hosts": list(hosts)},
         "http_filters": [
+            *([_rbac_filter(part.allowed)] if part.allowed else []),
             {
                 "name": "envoy.filters.http.router",
                 "typed_config": {"@type": _TYPE + "envoy.extensions.filters.http.router.v3.Router"},
-            }
+            },
         ],
     }
     if part.access_log is not None:
@@ -370,6 +278,18 @@ def _connect_listener(
         "address": _address(part.listen),
         "enable_reuse_port": False,  # with it a second listener on the address would silently take its share
         "filter_chains": [chain],
+    }
+
+
+def _rbac_filter(allowed: Sequence[SpiffeId]) -> dict[str, Any]:
+    principals = [{"authenticated": {"principal_name": {"exact": str(identity)}}} for identity in allowed]
+    policy = {"permissions": [{"any": True}], "principals": principals}
+    return {
+        "name": "envoy.filters.http.rbac",
+        "typed_config": {
+            "@type": _TYPE + "envoy.extensions.filters.http.rbac.v3.RBAC",
+            "rules": {"action": "ALLOW", "policies": {"clients": policy}},
+        },
     }
 
 

@@ -12,7 +12,7 @@ from typing import Self
 from tests.peers.addresses import AddressBlock, free_port
 from tests.peers.credentials import ThrowAwayAuthority
 from tests.peers.envoy import EnvoyProcess
-from tests.peers.envoy_config import Terminator, TunnelEntry
+from tests.peers.envoy_parts import Terminator, TunnelEntry
 from tests.peers.node import Forward, NodeProcess, Pod, write_mesh
 from tests.peers.traffic import Address, ApplicationProcess
 

@@ -56,6 +56,7 @@ _ENTRY = """\
         proxy_ssl_certificate_key {own.key};
         proxy_ssl_trusted_certificate {own.roots};
         proxy_ssl_session_reuse off;
+        proxy_ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;
     }}
 """
 _EXIT = """\
@@ -68,6 +69,7 @@ _EXIT = """\
         ssl_client_certificate {own.roots};
         ssl_verify_client on;
         ssl_session_tickets off;
+        ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;
     }}
 """
 

@@ -16,7 +16,7 @@ from tests.peers.addresses import AddressBlock
 from tests.peers.application import GREETING
 from tests.peers.credentials import ThrowAwayAuthority
 from tests.peers.envoy import EnvoyProcess, envoy_binary
-from tests.peers.envoy_config import Terminator, TunnelEntry
+from tests.peers.envoy_parts import Terminator, TunnelEntry
 from tests.peers.pattern import Tally
 from tests.peers.traffic import Address, ApplicationProcess
 

@@ -14,7 +14,7 @@ import pytest
 from tests.peers import traffic
 from tests.peers.application import GREETING
 from tests.peers.envoy import EnvoyProcess, envoy_binary
-from tests.peers.envoy_config import PlainEntry, Terminator
+from tests.peers.envoy_parts import PlainEntry, Terminator
 from tests.peers.pattern import Tally
 from tests.peers.traffic import Address, ApplicationProcess
 from tests.peers.web_certificates import WebAuthority, WebCertificate

@@ -12,7 +12,7 @@ import pytest
 from tests.peers import traffic
 from tests.peers.application import GREETING
 from tests.peers.envoy import EnvoyProcess, envoy_binary
-from tests.peers.envoy_config import Terminator, TunnelEntry
+from tests.peers.envoy_parts import Terminator, TunnelEntry
 from tests.peers.node import Pod
 from tests.peers.pattern import Tally
 from tests.peers.traffic import Address, ApplicationProcess
