@@ -1,26 +1,37 @@
 """The node agent: whoever is wanted in the mesh is brought in, whoever is not is let out, and nobody is left halfway.
 
 All changes are made by one loop. What is wanted (Pod documents, commands) and what is there (proxies, namespaces) may
-change at any time; each only wakes the loop, which compares and does what is missing. A pod's rules are loaded once
-a proxy listens in its namespace and unloaded before that proxy is told to go. While no proxy is there, or the agent
-itself is not, rules stay: what the pod sends is refused rather than sent in plaintext.
+change at any time; each only wakes the loop, which compares and does what is missing.
+
+What happens when:
+
+- *A pod is wanted.* A proxy is told of it and listens in its namespace, then the rules are loaded. Until a proxy is
+  there the pod stays as it was, not captured; ``ztun enroll`` says so and leaves nothing behind. Connections that
+  are open when the rules are loaded are cut, as with istio-cni's rules, and are captured when they are made anew.
+- *It is wanted no more.* The rules are unloaded, all proxies are told, the namespace is let go.
+- *It is wanted elsewhere* (another namespace, another service account). It is let out, then brought in again.
+- *Its namespace is deleted,* or its name leads to another one: the proxies are told, and it is forgotten. Whatever
+  lives on in the old namespace stays captured without a proxy: what it sends is refused.
+- *No proxy is connected.* Rules stay: what captured pods send is refused rather than sent in plaintext.
+- *A proxy connects.* It is told of everybody. Of two, the latest is told of new pods, both are told who leaves.
+- *The agent ends,* or is killed. Rules stay and the proxy goes on serving; a new agent takes up the state from disk,
+  completes what was begun and loads the rules of every pod again (at one moment, so no connection notices).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ztun.agent.capture import apply_capture, digest, is_captured, plan_capture, undo_capture
+from ztun.agent.capture import apply_capture, plan_capture, undo_capture
 from ztun.agent.conversation import Conversation
 from ztun.agent.enrolments import Enrolment, StateDirectory
+from ztun.agent.members import Member, check_free
 from ztun.agent.pod_documents import CONFIRM_SECONDS, PodDocuments, Wanted
 from ztun.agent.pod_namespace import PodNamespace
 from ztun.agent.proxies import Proxies
-from ztun.errors import EnrolmentError, ZdsError, ZtunError
+from ztun.errors import ConfigError, EnrolmentError, ZdsError
 from ztun.telemetry.logging import get_logger
 from ztun.zds.messages import AddWorkload, KeepWorkload, SnapshotSent
 
@@ -28,28 +39,6 @@ RETRY_SECONDS = 5.0  # what did not work is tried again this often, as ztunnel d
 AT_ONCE = 4  # namespaces worked on at the same time; each takes a few short-lived processes
 
 _log = get_logger("agent")
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """A pod that is in the mesh, on its way in or out."""
-
-    enrolment: Enrolment
-    namespace: PodNamespace | None = None
-    taken_by: Conversation | None = None
-    """The proxy that has acknowledged it."""
-    checked: bool = False
-    """Whether its rules were seen in place since the agent was started."""
-    failure: ZtunError | None = None
-    """Why it is not where it should be yet."""
-    watchers: list[Callable[[], None]] = field(default_factory=list)
-    """Called after each attempt."""
-    gone: bool = False
-
-    @property
-    def settled(self) -> bool:
-        """Whether it is in the mesh and nothing is left to do."""
-        return self.enrolment.captured and self.taken_by is not None and self.failure is None
 
 
 class Agent:
@@ -78,9 +67,9 @@ class Agent:
         if self._documents is not None:
             self._documents.remember(state.enrolments)
         self._state.save(state.enrolments, state.held)  # also shows that it can be written
-        for member in list(
-            self.members.values()
-        ):  # or the first proxy would hear of pods without a namespace
+        await self._look_around()
+        # Before anybody listens, or the first proxy would let go of pods that it is not told of.
+        for member in list(self.members.values()):
             with contextlib.suppress(EnrolmentError):
                 await self._opened(member)
         self.proxies.open()
@@ -99,8 +88,7 @@ class Agent:
         """Let go of everything but the rules."""
         await self.proxies.close()
         for member in self.members.values():
-            if member.namespace is not None:
-                member.namespace.close()
+            member.close()
 
     def save(self) -> None:
         """Write down who is enrolled and what was done."""
@@ -112,7 +100,7 @@ class Agent:
         """Compare with the documents; whether another look is needed soon."""
         if self._documents is None:
             return False
-        wanted = await asyncio.to_thread(self._documents.look)
+        wanted = await asyncio.to_thread(self._documents.look, asyncio.get_running_loop().time())
         self._report(wanted)
         if wanted.certain:
             self.held &= wanted.pods.keys()
@@ -122,9 +110,9 @@ class Agent:
             document = wanted.pods.get(uid)
             now = member.enrolment
             if document is None or (document.pod, document.netns) != (now.pod, now.netns):
-                member.enrolment = replace(now, leaving=True)
+                member.leave()
             elif document.options != now.options:
-                member.enrolment = replace(now, options=document.options, captured=False)
+                member.want(document.options)
         for uid, document in wanted.pods.items():
             if uid not in self.members and uid not in self.held:
                 self.members[uid] = Member(document)
@@ -151,22 +139,20 @@ class Agent:
 
     async def _attend(self, member: Member) -> None:
         """Do what is missing for one pod; a failure is kept and reported, and tried again later."""
-        earlier, member.failure = member.failure, None
+        earlier = member.failure
         try:
             if member.enrolment.leaving:
                 await self._withdraw(member)
             else:
                 await self._bring(member)
-        except OSError as error:
-            member.failure = EnrolmentError(
-                "state_unwritable", f"the state cannot be written: {error.strerror}"
-            )
-        except (EnrolmentError, ZdsError) as error:
+        except (ConfigError, EnrolmentError, ZdsError) as error:
             member.failure = error
-        if member.failure is not None and str(member.failure) != str(earlier):
-            say = _log.info if member.failure.code == "zds_no_proxy" else _log.warning
-            pod, netns = str(member.enrolment.pod), str(member.enrolment.netns)
-            say("pod is waiting", pod=pod, netns=netns, error=str(member.failure), hint=member.failure.hint)
+            if str(error) != str(earlier):
+                say = _log.info if error.code == "zds_no_proxy" else _log.warning
+                pod, netns = str(member.enrolment.pod), str(member.enrolment.netns)
+                say("pod is waiting", pod=pod, netns=netns, error=str(error), hint=error.hint)
+        else:
+            member.failure = None
         for watcher in list(member.watchers):
             watcher()
 
@@ -182,13 +168,8 @@ class Agent:
                 member.taken_by = await self.proxies.add(_add(member.enrolment), namespace.descriptor)
             except ZdsError as error:
                 refused = error
-        enrolment = member.enrolment
-        if enrolment.captured and not member.checked:
-            assert enrolment.record is not None
-            if not await is_captured(namespace, enrolment.record, enrolment.options):
-                await self._capture(member, namespace)
-            member.checked = True
-        elif not enrolment.captured and (refused is None or enrolment.record is not None):
+        done = member.enrolment.captured and member.verified
+        if not done and (refused is None or member.enrolment.record is not None):
             await self._capture(member, namespace)
         if refused is not None:
             raise refused
@@ -214,36 +195,36 @@ class Agent:
             if enrolment.identity not in ("", identity):
                 await self._forget(member)  # another one has its name now
                 return False
-            check_free(self, namespace, enrolment)
+            check_free(self.members, namespace, enrolment)
             unused.pop_all()
         member.namespace = namespace
         if enrolment.identity != identity:
-            member.enrolment = replace(enrolment, identity=identity)
+            member.found(identity)
             self.save()
         return True
 
     async def _capture(self, member: Member, namespace: PodNamespace) -> None:
         """Load the rules, with the state written before and after."""
-        enrolment = member.enrolment
-        first = enrolment.record is None
-        if enrolment.record is None:
-            record = await plan_capture(namespace, enrolment.options)
-        else:
-            record = replace(enrolment.record, program=digest(enrolment.options))
-        member.enrolment = replace(enrolment, record=record, captured=False)
+        options, earlier = member.enrolment.options, member.enrolment.record
+        record = await plan_capture(namespace, earlier=earlier)
+        member.recorded(record)
         self.save()
         try:
-            await apply_capture(namespace, record, enrolment.options)
+            loaded = await apply_capture(namespace, record, options)
         except EnrolmentError:
-            if first:  # whoever was captured already stays so: better refused than in plaintext
+            if not record.loaded:  # whoever was captured already stays so: better refused than in plaintext
                 await undo_capture(namespace, record)
-                member.enrolment = replace(member.enrolment, record=None)
+                member.recorded(None)
                 self.save()
             raise
-        member.enrolment = replace(member.enrolment, captured=True)
-        member.checked = True
+        member.recorded(loaded)
+        member.verified = True
         self.save()
-        _log.info("pod enrolled", pod=str(enrolment.pod), netns=str(enrolment.netns), uid=enrolment.pod.uid)
+        pod, netns, uid = str(member.enrolment.pod), str(member.enrolment.netns), member.enrolment.pod.uid
+        if record.loaded:
+            _log.debug("rules loaded again", pod=pod, netns=netns, uid=uid)
+        else:
+            _log.info("pod enrolled", pod=pod, netns=netns, uid=uid)
 
     # -- and out again ---------------------------------------------------------------------------------------
 
@@ -273,9 +254,7 @@ class Agent:
             await self.proxies.delete(member.enrolment.pod.uid)
             del self.members[member.enrolment.pod.uid]
         member.gone = True
-        if member.namespace is not None:
-            member.namespace.close()
-            member.namespace = None
+        member.close()
         self.save()
 
     # -- proxies ---------------------------------------------------------------------------------------------
@@ -298,30 +277,6 @@ class Agent:
             ack = await conversation.request(SnapshotSent())
             if ack.error:
                 raise ZdsError("zds_refused", f"the proxy refused the end of the snapshot: {ack.error}")
-
-
-def check_free(agent: Agent, namespace: PodNamespace, enrolment: Enrolment) -> None:
-    """Refuse a namespace that must not be captured; raises :class:`EnrolmentError`."""
-    if namespace.is_own:
-        raise EnrolmentError(
-            "own_namespace",
-            f"{enrolment.netns} is the network namespace of the agent itself",
-            hint="for a workload that shares it with its proxy: ztun enroll --self, without an agent",
-        )
-    for other in members_in(agent, namespace):
-        if other.enrolment.pod.uid != enrolment.pod.uid:
-            raise EnrolmentError(
-                "already_enrolled",
-                f"{enrolment.netns} is enrolled as {other.enrolment.pod}",
-                hint=f"ztun unenroll {other.enrolment.netns}",
-            )
-
-
-def members_in(agent: Agent, namespace: PodNamespace) -> Iterator[Member]:
-    """Everybody whose namespace this is."""
-    for member in agent.members.values():
-        if member.namespace is not None and member.namespace.key == namespace.key:
-            yield member
 
 
 def _add(enrolment: Enrolment) -> AddWorkload:

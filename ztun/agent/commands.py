@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ztun.agent.agent import Agent, Member, check_free, members_in
+from ztun.agent.agent import Agent
+from ztun.agent.annotations import derived_uid
 from ztun.agent.enrolments import Enrolment, PodIdentity, check_name
-from ztun.agent.pod_documents import derived_uid
+from ztun.agent.members import Member, check_free
+from ztun.agent.places import namespace_path
 from ztun.agent.pod_namespace import PodNamespace
 from ztun.agent.rules import CaptureOptions
 from ztun.errors import ConfigError, EnrolmentError
 
 SETTLE_SECONDS = 15.0  # three deadlines of the proxy's socket; a pod takes milliseconds
+EACH_SECONDS = 0.5  # for each pod more, several times what it takes on a busy machine
+MAX_NAMED = 5  # pods in one message
 
 
 class Commands:
@@ -37,7 +39,7 @@ class Commands:
         if name == "unenroll-all":
             return await self.unenroll_all()
         if name == "list":
-            return self.list()
+            return self.enrolled()
         raise ConfigError("bad_request", f"there is no command {name!r}")
 
     async def enroll(self, netns: str, pod: str, namespace: str, account: str, dns: bool) -> dict[str, Any]:
@@ -45,7 +47,7 @@ class Commands:
 
         If that fails nothing is left of it. Repeating it for the same pod and namespace changes nothing.
         """
-        agent, path = self._agent, _path(netns)
+        members, path = self._agent.members, namespace_path(netns)
         identity = PodIdentity(
             derived_uid(check_name(namespace, "the namespace"), check_name(pod, "the pod")),
             pod,
@@ -53,39 +55,59 @@ class Commands:
             check_name(account, "the service account"),
         )
         wanted = Enrolment(identity, path, "command", CaptureOptions(dns=dns))
-        opened = PodNamespace.open(path)
-        try:
-            check_free(agent, opened, wanted)
-            same = [one for one in members_in(agent, opened) if one.enrolment.pod == identity]
-        finally:
-            opened.close()
-        member = agent.members.get(identity.uid)
-        if member is not None and (not same or member.enrolment.leaving):
-            raise EnrolmentError(
-                "already_enrolled",
-                f"{identity} is enrolled with {member.enrolment.netns}",
-                hint=f"ztun unenroll {member.enrolment.netns}",
-            )
+        member = self._same(wanted)
+        new = member is None
         if member is None:
-            member = agent.members[identity.uid] = Member(wanted)
-            agent.held.discard(identity.uid)
-            agent.save()
-        elif member.enrolment.options != wanted.options and member.enrolment.origin == "command":
-            member.enrolment = replace(member.enrolment, options=wanted.options, captured=False)
-        new = member.enrolment.record is None
-        await self._wait(member, lambda: member.settled or member.gone or _failed(member))
+            member = members[identity.uid] = Member(wanted)
+            self._agent.held.discard(identity.uid)
+            self._agent.save()
+        elif member.enrolment.origin == "command":
+            member.want(wanted.options)
+        try:
+            await self._wait(member, lambda: member.settled or member.gone or _failed(member))
+        except asyncio.CancelledError:
+            if new and not member.settled:
+                member.leave()  # nobody was told that it worked
+                self._agent.save()
+            raise
         if member.gone:
             raise EnrolmentError("no_namespace", f"the network namespace {path} has gone in the meantime")
         if not member.settled:
             failure = member.failure or EnrolmentError("not_settled", f"{identity} was not enrolled in time")
             if new:
-                await self._leave(member)
+                await self._leave([member])
             raise failure
         return _described(member)
 
+    def _same(self, wanted: Enrolment) -> Member | None:
+        """Whoever is enrolled just so; raises :class:`EnrolmentError` when the pod or the namespace is not free."""
+        member = self._agent.members.get(wanted.pod.uid)
+        opened = PodNamespace.open(wanted.netns)
+        try:
+            check_free(self._agent.members, opened, wanted)
+            here = member is not None and member.namespace is not None and member.namespace.key == opened.key
+        finally:
+            opened.close()
+        if member is None:
+            return None
+        now = member.enrolment
+        if now.leaving:
+            raise EnrolmentError(
+                "still_leaving",
+                f"{now.pod} is on its way out of the mesh ({now.netns})",
+                hint="'ztun enrolled' shows what keeps it; then try again",
+            )
+        if not here or now.pod != wanted.pod:
+            raise EnrolmentError(
+                "already_enrolled",
+                f"{now.pod} is enrolled with {now.netns} and the service account {now.pod.service_account}",
+                hint=f"ztun unenroll {now.netns}",
+            )
+        return member
+
     async def unenroll(self, netns: str) -> dict[str, Any]:
         """Let a namespace out of the mesh, and wait until nothing of it is left."""
-        path = _path(netns)
+        path = namespace_path(netns)
         found = [one for one in self._agent.members.values() if one.enrolment.netns == path]
         if not found:
             raise EnrolmentError(
@@ -93,39 +115,48 @@ class Commands:
                 f"{path} is not enrolled",
                 hint="'ztun enrolled' shows the namespaces that are",
             )
-        return {"withdrawn": [_described(await self._leave(one)) for one in found]}
+        return {"withdrawn": await self._leave(found)}
 
     async def unenroll_all(self) -> dict[str, Any]:
         """Let everybody out; pods with documents stay out until their document comes anew."""
-        members = list(self._agent.members.values())
-        return {"withdrawn": [_described(one) for one in await asyncio.gather(*map(self._leave, members))]}
+        return {"withdrawn": await self._leave(list(self._agent.members.values()))}
 
-    def list(self) -> dict[str, Any]:
+    def enrolled(self) -> dict[str, Any]:
         """Who is enrolled, by pod."""
         members = sorted(self._agent.members.values(), key=lambda one: str(one.enrolment.pod))
         return {"proxies": len(self._agent.proxies), "enrolments": [_described(one) for one in members]}
 
-    async def _leave(self, member: Member) -> Member:
-        enrolment = member.enrolment
-        if enrolment.origin == "document":
-            self._agent.held.add(enrolment.pod.uid)
-        member.enrolment = replace(enrolment, leaving=True)
+    async def _leave(self, members: Sequence[Member]) -> list[dict[str, Any]]:
+        """Let pods out and wait until they are."""
+        for member in members:
+            if member.enrolment.origin == "document":
+                self._agent.held.add(member.enrolment.pod.uid)
+            member.leave()
         self._agent.save()
-        await self._wait(member, lambda: member.gone)
-        if not member.gone:
-            raise member.failure or EnrolmentError(
-                "not_settled", f"{enrolment.pod} was not withdrawn in time"
+        seconds = SETTLE_SECONDS + EACH_SECONDS * len(members)
+        await asyncio.gather(*(self._wait(one, lambda one=one: one.gone, seconds) for one in members))  # type: ignore[misc]
+        left = [member for member in members if not member.gone]
+        if left:
+            names = ", ".join(str(member.enrolment.pod) for member in left[:MAX_NAMED])
+            more = f" and {len(left) - MAX_NAMED} more" if len(left) > MAX_NAMED else ""
+            failure = next((one.failure for one in left if one.failure), None)
+            why = f": {failure}" if failure else ""
+            raise EnrolmentError(
+                failure.code if failure else "not_settled",
+                f"{names}{more}: not withdrawn yet{why}",
+                hint=(failure.hint if failure else "")
+                or "the agent goes on trying; 'ztun enrolled' shows how it stands",
             )
-        return member
+        return [_described(member) for member in members]
 
-    async def _wait(self, member: Member, done: Callable[[], bool]) -> None:
-        """Let the agent work until it is done, or for ``SETTLE_SECONDS``."""
+    async def _wait(self, member: Member, done: Callable[[], bool], seconds: float = SETTLE_SECONDS) -> None:
+        """Let the agent work until it is done, or for so long."""
         changed = asyncio.Event()
         member.watchers.append(changed.set)
         try:
-            async with asyncio.timeout(SETTLE_SECONDS):
+            async with asyncio.timeout(seconds):
                 self._agent.wake()
-                while True:
+                while not member.gone:
                     await changed.wait()
                     changed.clear()
                     if done():
@@ -139,17 +170,6 @@ class Commands:
 def _failed(member: Member) -> bool:
     """Whether trying again is not going to help by itself; a proxy may still connect."""
     return member.failure is not None and member.failure.code != "zds_no_proxy"
-
-
-def _path(netns: str) -> Path:
-    path = Path(netns)
-    if not path.is_absolute() or path.parts[:3] in (("/", "proc", "self"), ("/", "proc", "thread-self")):
-        raise ConfigError(
-            "bad_netns",
-            f"{netns} does not name the same namespace for everybody",
-            hint="a name as in 'ip netns list', or /proc/PID/ns/net of a process that lives as long as the pod",
-        )
-    return path
 
 
 def _checked(arguments: Mapping[str, Any], **types: type) -> dict[str, Any]:

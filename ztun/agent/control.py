@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ztun.agent.proxies import listen
+from ztun.agent.unix_socket import listen
 from ztun.errors import ConnectError, EnrolmentError, ZtunError
 from ztun.telemetry.logging import get_logger
 
@@ -19,6 +19,7 @@ MAX_ANSWER_BYTES = 16 * 1024 * 1024  # ten thousand pods
 MAX_CLIENTS = 32
 IDLE_SECONDS = 60.0  # for a client to ask
 ANSWER_SECONDS = 60.0  # for the agent: a pod in and out again, each with its deadlines
+ALL_SECONDS = 600.0  # for the agent to let out a thousand pods
 
 _log = get_logger("agent::control")
 
@@ -83,21 +84,27 @@ class ControlSocket:
             return {"ok": False, "code": "failed", "message": str(error), "hint": "the agent's log says more"}
 
 
-def ask(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask a running agent and give its answer.
+def ask(path: Path, request: Mapping[str, Any], *, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+    """Ask a running agent and give its answer, waiting for so long.
 
     Raises :class:`ConnectError` ``no_agent`` when none answers, and what the agent itself says went wrong.
     """
     try:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(ANSWER_SECONDS)
+            sock.settimeout(seconds)
             sock.connect(str(path))
             sock.sendall(json.dumps(request).encode() + b"\n")
             with sock.makefile("rb") as lines:
                 line = lines.readline(MAX_ANSWER_BYTES)
+        if not line:
+            raise ConnectError("agent_ended", f"the agent on {path} ended before it answered")
         answer = json.loads(line)
         if not isinstance(answer, dict):
             raise ValueError("not an object")
+    except TimeoutError as error:
+        raise ConnectError(
+            "agent_stuck", f"the agent on {path} did not answer within {seconds:.0f} s", hint="see its log"
+        ) from error
     except PermissionError as error:
         raise ConnectError(
             "no_agent",

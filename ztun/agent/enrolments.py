@@ -16,8 +16,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from ztun.agent.capture import CaptureRecord
 from ztun.agent.pod_namespace import boot_id
+from ztun.agent.record import CaptureRecord, digest
 from ztun.agent.rules import CaptureOptions
 from ztun.errors import ConfigError
 
@@ -44,19 +44,22 @@ class PodIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """A pod that is in the mesh, on its way in or on its way out."""
+    """A pod that is in the mesh, on its way in or on its way out: what is wanted, and what was done."""
 
     pod: PodIdentity
     netns: Path
     origin: Literal["document", "command"]
     options: CaptureOptions = field(default_factory=CaptureOptions)
+    leaving: bool = False
     identity: str = ""
     """Of the network namespace; empty until it was opened."""
     record: CaptureRecord | None = None
     """What was, or was about to be, done to it."""
-    captured: bool = False
-    """Whether all of it was done."""
-    leaving: bool = False
+
+    @property
+    def captured(self) -> bool:
+        """Whether the rules that are wanted are in force."""
+        return self.record is not None and self.record.loaded == digest(self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +125,18 @@ class StateDirectory:
         return state if state.boot == boot_id() else State()
 
     def save(self, enrolments: Iterable[Enrolment], held: Iterable[str] = ()) -> None:
-        """Replace what is saved. Raises ``OSError``."""
+        """Replace what is saved; raises :class:`ConfigError` ``state_unwritable``, with the last state in place."""
         state = State(tuple(enrolments), frozenset(held), boot_id())
         draft = self.path / f"{FILE}.new"
-        draft.write_bytes(_STATE.dump_json(state, indent=1))
-        draft.replace(self.path / FILE)
+        try:
+            draft.write_bytes(_STATE.dump_json(state, indent=1))
+            draft.replace(self.path / FILE)
+        except OSError as error:
+            raise ConfigError(
+                "state_unwritable",
+                f"the state cannot be written to {self.path}: {error.strerror}",
+                hint="nothing is done to a namespace before it is written down; make room, or see who may write",
+            ) from error
 
 
 _STATE = TypeAdapter(State)

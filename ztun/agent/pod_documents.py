@@ -1,23 +1,19 @@
 """The pods of a node as a directory of Pod documents describes them, followed while it changes.
 
-Every Pod there is meant for the mesh unless it opts out the way Istio's labels and annotations do. Other kinds are
-passed over, so the directory may be the mesh's configuration itself.
+Every Pod there is meant for the mesh unless it, or its Namespace document if that is there too, says otherwise (see
+``annotations``). Other kinds are passed over, so the directory may be the mesh's configuration itself.
 """
 
 from __future__ import annotations
 
-import re
-import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from watchfiles import awatch
 
-from ztun.agent.enrolments import Enrolment, PodIdentity
-from ztun.agent.pod_namespace import namespace_path
-from ztun.agent.rules import CaptureOptions
-from ztun.errors import ConfigError
+from ztun.agent.annotations import enrolment_of
+from ztun.agent.enrolments import Enrolment
 from ztun.mesh.document import Document, Problem
 from ztun.resources.documents import (
     configuration_files,
@@ -27,21 +23,11 @@ from ztun.resources.documents import (
     unreadable,
     validate,
 )
-from ztun.resources.kubernetes import Pod
-from ztun.resources.schema import DATAPLANE_MODE, REDIRECTION, SIDECAR_STATUS
+from ztun.resources.kubernetes import Namespace
+from ztun.resources.schema import Metadata
 from ztun.sources.files import MAX_DELAY_SECONDS, POLL_SECONDS, SETTLE_SECONDS, Signature
 
-NETNS = "ztun.io/netns"
-"""Annotation: name or path of the pod's network namespace; without it the one named as the pod."""
-DNS_CAPTURE = "ambient.istio.io/dns-capture"
-BYPASS_INBOUND = "ambient.istio.io/bypass-inbound-capture"
-VIRTUAL_INTERFACES = "istio.io/reroute-virtual-interfaces"
 CONFIRM_SECONDS = 0.2  # a file that is being written may look as if pods were gone
-
-_NAMESPACE_OF_UIDS = uuid.UUID(
-    "6d1d2c52-6a0e-4a52-9a7c-7f5d0a7e6f11"
-)  # drawn once, for uids that are derived
-_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +40,6 @@ class Wanted:
     problems: tuple[Problem, ...] = ()
 
 
-def derived_uid(namespace: str, name: str) -> str:
-    """The uid of a pod whose document has none: the same each time."""
-    return str(uuid.uuid5(_NAMESPACE_OF_UIDS, f"{namespace}/{name}"))
-
-
 class PodDocuments:
     """Reads a directory (or a file). ``node``, unless empty, leaves out the pods of other nodes."""
 
@@ -67,29 +48,29 @@ class PodDocuments:
         self._node = node
         self._dns = dns
         self._last: Mapping[str, Enrolment] = {}
-        self._doubted: frozenset[str] = frozenset()
+        self._missing_since: dict[str, float] = {}
         self._read_last: tuple[Signature, Wanted] | None = None
 
     def remember(self, enrolments: Iterable[Enrolment]) -> None:
-        """Take what an earlier agent found as the last look: who is missing now must be missing twice."""
+        """Take what an earlier agent found as the last look: who is missing now may still come."""
         self._last = {one.pod.uid: one for one in enrolments if one.origin == "document"}
 
     @property
     def doubtful(self) -> bool:
-        """Whether somebody was missing at the last look for the first time: look again soon."""
-        return bool(self._doubted)
+        """Whether somebody was missing at the last look and is not known to be gone: look again soon."""
+        return bool(self._missing_since)
 
-    def look(self) -> Wanted:
-        """Read everything now. A pod is gone when two looks in a row did not find it."""
+    def look(self, now: float) -> Wanted:
+        """Read everything. A pod is gone when it was missing for ``CONFIRM_SECONDS``; ``now`` is in seconds."""
         signature = self._signature()
         if self._read_last is None or self._read_last[0] != signature or not signature:
             self._read_last = (signature, self._read())
         found = self._read_last[1]
         missing = self._last.keys() - found.pods.keys()
-        kept = missing if not found.certain else missing - self._doubted
-        self._doubted = frozenset(missing) if found.certain else frozenset()
+        since = {uid: self._missing_since.get(uid, now) for uid in missing} if found.certain else {}
+        kept = missing - {uid for uid, first in since.items() if now - first >= CONFIRM_SECONDS}
+        self._missing_since = {uid: first for uid, first in since.items() if uid in kept}
         pods = {**found.pods, **{uid: self._last[uid] for uid in kept}}
-        self._doubted &= pods.keys()
         self._last = pods
         return Wanted(pods, found.certain, found.problems)
 
@@ -138,66 +119,27 @@ class PodDocuments:
         certain = not problems
         latest, replaced = latest_of_each(documents)
         problems += replaced
+        namespaces: dict[str, Metadata] = {}
+        for document in latest:
+            if document.kind == "Namespace" and not document.group:
+                namespace, wrong = validate(Namespace, document)
+                problems += wrong
+                certain = certain and not wrong
+                if namespace is not None:
+                    namespaces[document.name] = namespace.metadata
         pods: dict[str, Enrolment] = {}
         for document in latest:
-            if document.kind != "Pod":
-                continue
-            enrolment, wrong = self._enrolment(document)
-            problems += wrong
-            if wrong:
-                certain = False
-            elif enrolment is not None:
-                pods[enrolment.pod.uid] = enrolment
+            if document.kind == "Pod" and not document.group:
+                around = namespaces.get(document.namespace)
+                enrolment, wrong = enrolment_of(document, around, node=self._node, dns=self._dns)
+                if enrolment is not None and enrolment.pod.uid in pods:
+                    other = pods[enrolment.pod.uid].pod
+                    wrong = [document.problem(("metadata", "uid"), f"{other} has the same uid")]
+                problems += wrong
+                certain = certain and not wrong
+                if enrolment is not None and not wrong:
+                    pods[enrolment.pod.uid] = enrolment
         return Wanted(pods, certain, tuple(problems))
-
-    def _enrolment(self, document: Document) -> tuple[Enrolment | None, list[Problem]]:
-        """What a document asks for; None when its pod stays out of the mesh."""
-        pod, problems = validate(Pod, document)
-        if pod is None:
-            return None, problems
-        if self._node and pod.spec.node_name and pod.spec.node_name != self._node:
-            return None, []
-        if stays_out(pod):
-            return None, []
-        given = document.data["metadata"].get("uid")
-        if given is not None and not (isinstance(given, str) and _UID.fullmatch(given)):
-            return None, [
-                document.problem(("metadata", "uid"), "letters, digits, '-', '.' and '_', at most 128")
-            ]
-        annotation = pod.metadata.annotation
-        try:
-            options = CaptureOptions(
-                dns=self._dns and annotation(DNS_CAPTURE) != "false",
-                inbound=annotation(BYPASS_INBOUND) != "true",
-                virtual_interfaces=tuple(
-                    name.strip() for name in annotation(VIRTUAL_INTERFACES).split(",") if name.strip()
-                ),
-            )
-        except ConfigError as error:
-            place = ("metadata", "annotations", VIRTUAL_INTERFACES)
-            return None, [document.problem(place, str(error), hint=error.hint)]
-        return Enrolment(
-            pod=PodIdentity(
-                uid=given or derived_uid(document.namespace, document.name),
-                name=document.name,
-                namespace=document.namespace,
-                service_account=pod.spec.service_account_name or "default",
-            ),
-            netns=namespace_path(annotation(NETNS) or document.name),
-            origin="document",
-            options=options,
-        ), []
-
-
-def stays_out(pod: Pod) -> bool:
-    """Whether a pod is none of the node proxy's: it has ended, has the node's own network or says so."""
-    return (
-        bool(pod.spec.host_network)
-        or pod.status.phase in ("Succeeded", "Failed")
-        or pod.metadata.label(DATAPLANE_MODE) == "none"
-        or pod.metadata.annotation(REDIRECTION) == "disabled"
-        or bool(pod.metadata.annotation(SIDECAR_STATUS))
-    )
 
 
 async def changes(directories: set[Path]) -> AsyncIterator[None]:

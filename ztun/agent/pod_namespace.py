@@ -13,16 +13,11 @@ from pathlib import Path
 from ztun.errors import EnrolmentError
 from ztun.net.namespaces import NetworkNamespace
 
-NAMED_NAMESPACES = Path("/run/netns")  # where ``ip netns`` keeps them
 COMMAND_SECONDS = 10.0  # nft and ip take milliseconds; this much only when the machine is stuck
 SO_NETNS_COOKIE = 71  # linux/socket.h, since 5.14: never used again while the machine is up
 
+_NEEDS_ROOT = "changing a network namespace needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN)"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-
-
-def namespace_path(text: str) -> Path:
-    """The file of a namespace: a name as ``ip netns`` knows it, or a path."""
-    return Path(text) if "/" in text else NAMED_NAMESPACES / text
 
 
 class PodNamespace(NetworkNamespace):
@@ -39,7 +34,8 @@ class PodNamespace(NetworkNamespace):
     def identity(self) -> str:
         """What tells this namespace from every other of this machine, also after it is gone.
 
-        On kernels without namespace cookies (before 5.14) a number that may come again.
+        On kernels without namespace cookies (before 5.14) a number that may come again. Raises
+        :class:`EnrolmentError` ``namespace_forbidden``.
         """
 
         def cookie() -> str:
@@ -48,15 +44,29 @@ class PodNamespace(NetworkNamespace):
                 return f"cookie-{int.from_bytes(value, 'little')}"
             return f"inode-{self.key[0]}-{self.key[1]}"
 
-        return f"{boot_id()}/{self.run(cookie)}"
+        try:
+            return f"{boot_id()}/{self.run(cookie)}"
+        except OSError as error:
+            raise EnrolmentError(
+                "namespace_forbidden", f"{self.path} cannot be entered: {error.strerror}", hint=_NEEDS_ROOT
+            ) from error
 
     async def command(self, *argv: str, text: str = "") -> str:
         """Run a program inside and give what it printed.
 
-        Raises :class:`EnrolmentError` ``command_missing``, ``command_failed`` or ``command_stuck``.
+        Raises :class:`EnrolmentError` ``command_missing``, ``command_failed`` or ``command_stuck``. Cancelling
+        waits for its end.
         """
-        # A copy, for the command may outlast the wait for it and this namespace's descriptor.
-        return await asyncio.to_thread(_run, argv, text, os.dup(self.descriptor), self.is_own, self.path)
+        # A copy, for this namespace may be closed while the command runs.
+        descriptor = os.dup(self.descriptor)
+        work = asyncio.ensure_future(asyncio.to_thread(_run, argv, text, descriptor, self.is_own, self.path))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])  # whoever comes after an agent that ends is not to meet its commands
+            if not work.cancelled():
+                work.exception()
+            raise
 
 
 def _run(argv: Sequence[str], text: str, descriptor: int, own: bool, path: Path) -> str:
@@ -97,7 +107,7 @@ def boot_id() -> str:
 
 def _hint(said: str) -> str:
     if "not permitted" in said or "ermission denied" in said:
-        return "changing a network namespace needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN)"
+        return _NEEDS_ROOT
     if "exec" in said and "No such file" in said:
         return "capture needs iproute2, nftables and util-linux"
     return ""

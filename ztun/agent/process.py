@@ -14,9 +14,9 @@ from ztun.agent.agent import Agent
 from ztun.agent.commands import Commands
 from ztun.agent.control import ControlSocket
 from ztun.agent.enrolments import StateDirectory
-from ztun.agent.places import DEFAULT_CONTROL, DEFAULT_STATE, DEFAULT_UDS
+from ztun.agent.places import DEFAULT_CONTROL, DEFAULT_STATE, DEFAULT_UDS, NAMED_NAMESPACES
 from ztun.agent.pod_documents import PodDocuments, changes
-from ztun.agent.pod_namespace import NAMED_NAMESPACES
+from ztun.sources.files import POLL_SECONDS
 from ztun.telemetry.levels import Levels
 from ztun.telemetry.logging import Logging, get_logger
 from ztun.telemetry.writer import LineWriter
@@ -109,11 +109,18 @@ async def _watch(agent: Agent, documents: PodDocuments | None) -> None:
     while True:
         watched = await asyncio.to_thread(_directories, documents)
         if not watched:
-            return
-        async for _ in changes(watched):
-            agent.wake()
-            if await asyncio.to_thread(_directories, documents) != watched:
-                break
+            return  # the agent looks by itself from time to time
+        try:
+            async for _ in changes(watched):
+                agent.wake()
+                if await asyncio.to_thread(_directories, documents) != watched:
+                    break
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # one of them went away just now, or the kernel has no watches left
+            _log.debug("directories cannot be watched", error=str(error))
+            await asyncio.sleep(POLL_SECONDS)
 
 
 def _directories(documents: PodDocuments | None) -> set[Path]:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
 from ztun.agent.conversation import DEADLINE_SECONDS, Conversation
-from ztun.errors import ConfigError, ZdsError
+from ztun.agent.unix_socket import listen
+from ztun.errors import ZdsError
 from ztun.telemetry.logging import get_logger
 from ztun.zds.messages import AddWorkload, DelWorkload
 
 MAX_PROXIES = 16  # two during an upgrade; a proxy that cannot start connects again and again
 ACCEPT_SECONDS = 0.2  # five connections a second, istio-cni's limit
-BACKLOG = 16
 
 _log = get_logger("agent::zds")
 
@@ -63,13 +63,12 @@ class Proxies:
     async def close(self) -> None:
         """Hang up on everybody. The rules in the pods are not touched."""
         if self._listener is not None:
-            self._listener.close()
             self.path.unlink(missing_ok=True)
-        for conversation in self._connected:
-            conversation.close()
         for task in self._tasks:
-            task.cancel()
+            task.cancel()  # each hangs up
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
 
     async def add(self, workload: AddWorkload, descriptor: int) -> Conversation:
         """Tell the latest proxy of a pod and give who took it.
@@ -115,7 +114,9 @@ class Proxies:
                     sock.close()
                 else:
                     self._count += 1
-                    self._start(self._serve(Conversation(sock, self._count, deadline=self._deadline)))
+                    conversation = Conversation(sock, self._count, deadline=self._deadline)
+                    serving = self._start(self._serve(conversation))
+                    serving.add_done_callback(lambda _, one=conversation: one.close())  # type: ignore[misc]
             await asyncio.sleep(ACCEPT_SECONDS)
 
     async def _serve(self, conversation: Conversation) -> None:
@@ -137,44 +138,8 @@ class Proxies:
                 _log.info("proxy disconnected", connection=conversation.number, proxies=left)
                 self._changed()
 
-    def _start(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def listen(path: Path, kind: socket.SocketKind, option: str) -> socket.socket:
-    """A listening unix socket that only this user may use; raises :class:`ConfigError` ``socket_unusable``.
-
-    A socket that somebody answers on is not taken away; one that a dead process left is.
-    """
-    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_socket():
-            with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
-                if probe.connect_ex(str(path)) == 0:
-                    raise ConfigError(
-                        "socket_unusable",
-                        f"{option} {path}: somebody listens there already",
-                        hint="is another agent, or istio-cni, running?",
-                    )
-            path.unlink()
-        # Nobody may connect in between, so the socket is made under a name that nobody knows.
-        draft = path.with_name(f".{path.name}.new")
-        draft.unlink(missing_ok=True)
-        sock.bind(str(draft))
-        draft.chmod(0o600)
-        sock.listen(BACKLOG)
-        draft.rename(path)
-    except OSError as error:
-        sock.close()
-        raise ConfigError(
-            "socket_unusable",
-            f"{option} {path}: {error.strerror or error}",
-            hint="name a path below a directory that this user may write to, at most 100 characters",
-        ) from error
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+        return task

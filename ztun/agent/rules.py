@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 from ztun.errors import ConfigError
 
 TABLE = "ztun"
+NOTE_CHAIN = "note"
 PACKET_MARK = 0x539
 CONNECTION_MARK = 0x111
 MARK_MASK = 0xFFF
@@ -54,15 +55,21 @@ class CaptureOptions:
                 )
 
 
-def load_program(options: CaptureOptions) -> str:
-    """Give the input of ``nft -f -`` that replaces the table as a whole, or makes it, in one transaction."""
+def load_program(options: CaptureOptions, note: str = "") -> str:
+    """Give the input of ``nft -f -`` that makes the table, or replaces all its rules, in one transaction.
+
+    The chains stay and only their rules are exchanged: every packet meets either the old ones or the new ones, but
+    a new table beside the old one would be empty for some. ``note`` (at most 128 bytes, no quotes) is kept in a
+    chain of its own that no packet reaches: it says whose the table is, and what else belongs to it.
+    """
     chains = "".join(
         f"  chain {name} {{\n    type {hook}; policy accept;\n"
         + "".join(f"    {rule}\n" for rule in rules)
         + "  }\n"
         for name, hook, rules in _chains(options)
     )
-    return f"table inet {TABLE} {{}}\n{unload_program()}table inet {TABLE} {{\n{chains}}}\n"
+    chains += f'  chain {NOTE_CHAIN} {{\n    return comment "{note}"\n  }}\n'
+    return f"table inet {TABLE} {{}}\nflush table inet {TABLE}\ntable inet {TABLE} {{\n{chains}}}\n"
 
 
 def unload_program() -> str:
@@ -71,12 +78,12 @@ def unload_program() -> str:
 
 
 def _chains(options: CaptureOptions) -> Iterator[tuple[str, str, list[str]]]:
-    if options.dns:
-        query = "udp dport 53"
-        yield "output_raw", "filter hook output priority raw", [f"{query} {_OURS} ct zone set {DNS_ZONE}"]
-        answer = "udp sport 53"
-        rules = [f"{answer} {_NOT_OURS} ct zone set {DNS_ZONE}"]
-        yield "prerouting_raw", "filter hook prerouting priority raw", rules
+    query, answer = (
+        [f"{way} {whose} ct zone set {DNS_ZONE}"] if options.dns else []
+        for way, whose in (("udp dport 53", _OURS), ("udp sport 53", _NOT_OURS))
+    )
+    yield "output_raw", "filter hook output priority raw", query
+    yield "prerouting_raw", "filter hook prerouting priority raw", answer
     keep = 0xFFFFFFFF ^ MARK_MASK
     spoofed = f"ct mark set ct mark & {keep:#x} | {CONNECTION_MARK:#x}"
     yield "prerouting_mangle", "filter hook prerouting priority mangle", [f"{_OURS} {spoofed}"]

@@ -20,7 +20,12 @@ ControlOption = Annotated[
     Path, typer.Option("--control", metavar="PATH", help="Control socket of the agent.")
 ]
 StateOption = Annotated[
-    Path, typer.Option("--state", metavar="DIR", help="Where it is kept what was done; not for a reboot.")
+    Path,
+    typer.Option(
+        "--state",
+        metavar="DIR",
+        help="Directory that keeps what was done, until the machine is started again.",
+    ),
 ]
 DnsOption = Annotated[bool, typer.Option("--dns/--no-dns", help="Whether DNS queries go to the proxy.")]
 SelfOption = Annotated[
@@ -42,7 +47,8 @@ def register(app: typer.Typer) -> None:
             Path | None,
             typer.Option(
                 metavar="PATH",
-                help="Directory with Pod documents, followed while it changes.",
+                help="Directory (or file) with Pod documents, followed while it changes. A pod's namespace is "
+                "named as the pod, or by the annotation ztun.io/netns.",
                 show_default=False,
             ),
         ] = None,
@@ -60,7 +66,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Put pods that are network namespaces into the mesh, and tell the node proxy of them.
 
-        When the agent ends the pods stay captured; 'ztun unenroll --all' undoes everything.
+        Needs root, and the commands nft, ip and nsenter. The proxy is started with INPOD_ENABLED=true and
+        INPOD_UDS. When the agent ends the pods stay captured; 'ztun unenroll --all' undoes everything.
         """
         from ztun.agent.process import AgentSettings, run
         from ztun.cli.options import usage_checked
@@ -84,7 +91,10 @@ def register(app: typer.Typer) -> None:
         control: ControlOption = DEFAULT_CONTROL,
         state: StateOption = DEFAULT_STATE,
     ) -> None:
-        """Put a network namespace into the mesh as a pod."""
+        """Put a network namespace into the mesh as a pod, and wait until a proxy serves it.
+
+        By the running agent; with --self without one, for a workload that has a proxy to itself.
+        """
         if own:
             _exactly(not netns and not pod, "--self takes neither a namespace nor --pod")
             from ztun.agent.rules import CaptureOptions
@@ -150,9 +160,10 @@ def _exactly(condition: bool, message: str) -> None:
 
 
 def _absolute(netns: str) -> str:
-    from ztun.agent.pod_namespace import namespace_path
+    from ztun.agent.places import namespace_path
+    from ztun.cli.options import usage_checked
 
-    return str(namespace_path(netns).absolute())
+    return str(usage_checked(lambda: namespace_path(str(Path(netns).absolute()) if "/" in netns else netns)))
 
 
 def _ask(control: Path, question: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,12 +174,15 @@ def _ask(control: Path, question: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unenroll_all(control: Path, state: Path) -> list[str]:
     """By the agent, or without it when it has ended."""
+    from ztun.agent.control import ALL_SECONDS, ask
     from ztun.agent.without_agent import unenroll_all
     from ztun.errors import ConnectError
 
     try:
-        answer = _ask(control, {"command": "unenroll-all"})
-    except ConnectError:
+        answer = ask(control, {"command": "unenroll-all"}, seconds=ALL_SECONDS)
+    except ConnectError as error:
+        if error.code != "no_agent":
+            raise
         return [str(one.pod) for one in asyncio.run(unenroll_all(state))]
     return [f"{one['namespace']}/{one['pod']}" for one in answer["withdrawn"]]
 

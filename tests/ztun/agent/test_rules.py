@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ztun.agent.capture import digest
+from ztun.agent.record import digest
 from ztun.agent.rules import CaptureOptions, load_program, route_command, rule_command, unload_program
 from ztun.errors import ConfigError
 
@@ -49,6 +49,7 @@ GOLDEN = {
         "ip daddr != 127.0.0.1 meta l4proto tcp meta mark & 0xfff != 0x539 redirect to :15001",
         "ip6 daddr != ::1 meta l4proto tcp meta mark & 0xfff != 0x539 redirect to :15001",
     ],
+    "note": ['return comment ""'],
 }
 
 
@@ -62,9 +63,9 @@ def test_everything_is_captured_as_istio_does() -> None:
 
 
 def test_the_table_is_replaced_as_a_whole() -> None:
-    """``delete`` of a table that is not there would fail, so it is made first; all in one transaction."""
+    """``flush`` of a table that is not there would fail, so it is made first; all in one transaction."""
     lines = load_program(CaptureOptions()).splitlines()
-    assert lines[:3] == ["table inet ztun {}", "delete table inet ztun", "table inet ztun {"]
+    assert lines[:3] == ["table inet ztun {}", "flush table inet ztun", "table inet ztun {"]
     assert unload_program() == "delete table inet ztun\n"
 
 
@@ -72,9 +73,26 @@ def test_without_dns_nothing_mentions_port_53() -> None:
     program = load_program(CaptureOptions(dns=False))
     assert "53 " not in program.replace("15053", "53 ")
     assert "zone" not in program
-    rest = {name: rules for name, rules in GOLDEN.items() if not name.endswith("raw")}
+    rest = {name: rules[:1] if name.endswith("raw") else rules for name, rules in GOLDEN.items()}
     rest["output_nat"] = [rule for rule in GOLDEN["output_nat"] if "port 53" not in rule]
     assert chains(program) == rest
+
+
+def test_every_option_has_the_same_chains() -> None:
+    """A table whose chains stay is exchanged without a moment at which it is empty."""
+    heads = {
+        tuple((name, rules[0]) for name, rules in chains(load_program(options)).items())
+        for options in (
+            CaptureOptions(),
+            CaptureOptions(dns=False, inbound=False, virtual_interfaces=("tap0",)),
+        )
+    }
+    assert len(heads) == 1
+
+
+def test_the_note_is_a_rule_that_no_packet_reaches() -> None:
+    found = chains(load_program(CaptureOptions(), "owner=agent rules=4 routes="))
+    assert found == GOLDEN | {"note": ['return comment "owner=agent rules=4 routes="']}
 
 
 def test_without_inbound_capture_only_outbound_is_redirected() -> None:
