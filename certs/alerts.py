@@ -134,7 +134,9 @@ def describe_failure(error: Exception) -> TlsRejection:
                 return TlsRejection(f"alert_{suffix}", f"the peer refused our certificate: {why}", hint)
             if name in _OTHER_ALERTS:
                 return TlsRejection(*_OTHER_ALERTS[name])
-            return TlsRejection(f"alert_{name.replace(' ', '_')}", f"the peer ended the handshake: {name}")
+            return TlsRejection(
+                f"alert_{name.replace(' ', '_')}", f"the peer ended the handshake: {name}", hint="see its log"
+            )
         if reason in _REASONS:
             return TlsRejection(*_REASONS[reason])
     detail = "; ".join(_reasons(error))

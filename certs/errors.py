@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from certs.hints import hint_for
+
 
 class CertError(Exception):
-    """Root of all errors here. ``code`` is stable across releases; ``hint`` says what to do next."""
+    """Root of all errors here. ``code`` is stable across releases; ``hint`` says what to do next.
+
+    Without a hint of its own an error has the one of its code (:mod:`certs.hints`).
+    """
 
     def __init__(self, code: str, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.code = code
-        self.hint = hint
+        self.hint = hint or hint_for(code)
 
 
 class RequestError(CertError):

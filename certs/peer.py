@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from certs.bundle import ChainLink
+from certs.hints import hint_for
 from certs.spiffe import SpiffeError, SpiffeId
 
 
@@ -48,6 +49,10 @@ class TlsRejection:
     code: str
     message: str
     hint: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.hint:
+            object.__setattr__(self, "hint", hint_for(self.code))
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

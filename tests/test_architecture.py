@@ -19,6 +19,7 @@ FORBIDDEN_PACKAGES = {
 
 # The rooms of ztun from the bottom to the top. A room imports rooms of a lower or the same number only.
 ROOMS = {
+    "hints": 0,
     "errors": 0,
     "mesh": 1,
     "routing": 2,

@@ -21,9 +21,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from ztun.hints import hint_for
+
 
 class ZtunError(Exception):
-    """Root of all errors. ``code`` is stable across releases; ``peer`` is the other end, if there is one."""
+    """Root of all errors. ``code`` is stable across releases; ``peer`` is the other end, if there is one.
+
+    Without a hint of its own an error has the one of its code (:mod:`ztun.hints`).
+    """
 
     stage: ClassVar[str] = "internal"
     flag: ClassVar[str] = "CONNECT"
@@ -31,7 +36,7 @@ class ZtunError(Exception):
     def __init__(self, code: str, message: str, *, hint: str = "", peer: str = "") -> None:
         super().__init__(message)
         self.code = code
-        self.hint = hint
+        self.hint = hint or hint_for(code)
         self.peer = peer
 
 

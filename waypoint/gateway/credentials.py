@@ -53,7 +53,9 @@ class Credentials:
         """The material of one server. Raises :class:`ConfigError` that says what is missing."""
         tls = bound.server.tls
         if tls is None:
-            raise ConfigError("no_tls", "the server has no tls settings")
+            raise ConfigError(
+                "no_tls", "the server has no tls settings", hint="give the server a tls block with a mode"
+            )
         mutual = tls.mode in MUTUAL_MODES
         found = self._from_secrets(tls, mutual) if tls.credential_name else self._from_files(tls, mutual)
         if mutual and not found.authorities:
@@ -77,7 +79,9 @@ class Credentials:
         if not chain or not key:
             missing = _CHAIN_KEYS if not chain else _KEY_KEYS
             raise ConfigError(
-                "secret_incomplete", f"Secret {self._namespace}/{name} has no {' or '.join(missing)}"
+                "secret_incomplete",
+                f"Secret {self._namespace}/{name} has no {' or '.join(missing)}",
+                hint="make it with 'kubectl create secret tls', or add the key",
             )
         if not mutual:
             return Material(chain, key)
@@ -91,7 +95,11 @@ class Credentials:
             return None
         secret, problems = validate(SecretResource, document)
         if secret is None:
-            raise ConfigError("secret_invalid", str(problems[0]))
+            raise ConfigError(
+                "secret_invalid",
+                str(problems[0]),
+                hint=problems[0].hint or "correct the Secret at the place named",
+            )
         return secret.values()
 
     def _from_files(self, tls: ServerTls, mutual: bool) -> Material:
@@ -111,9 +119,17 @@ class Credentials:
             with path.open("rb") as file:
                 content = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
-            raise ConfigError("file_unreadable", f"{name} cannot be read: {error.strerror}") from error
+            raise ConfigError(
+                "file_unreadable",
+                f"{name} cannot be read: {error.strerror}",
+                hint="check the path, and that the gateway may read it",
+            ) from error
         if len(content) > MAX_FILE_BYTES:
-            raise ConfigError("file_too_large", f"{name} is larger than {MAX_FILE_BYTES // 1024} KiB")
+            raise ConfigError(
+                "file_too_large",
+                f"{name} is larger than {MAX_FILE_BYTES // 1024} KiB",
+                hint="is it a PEM file?",
+            )
         return content
 
 

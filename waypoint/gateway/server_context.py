@@ -41,7 +41,9 @@ def server_context(chain: Sequence[x509.Certificate], key: _Key) -> SSL.Context:
         context.check_privatekey()
     except (SSL.Error, crypto.Error) as error:
         raise ConfigError(
-            "key_mismatch", "the private key and the certificate cannot be used together"
+            "key_mismatch",
+            "the private key and the certificate cannot be used together",
+            hint="both must be of one pair; renew the credential",
         ) from error
     return context
 
@@ -67,7 +69,11 @@ def limit(context: SSL.Context, min_version: str, max_version: str, cipher_suite
         try:
             context.set_cipher_list(":".join(cipher_suites).encode("ascii", "replace"))
         except SSL.Error as error:
-            raise ConfigError("tls_ciphers", "none of cipherSuites is known") from error
+            raise ConfigError(
+                "tls_ciphers",
+                "none of cipherSuites is known",
+                hint="use OpenSSL's names, such as ECDHE-ECDSA-AES128-GCM-SHA256",
+            ) from error
 
 
 def verify_clients(
@@ -109,7 +115,11 @@ def read_certificates(pem: bytes, what: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError as error:
-        raise ConfigError("bad_certificate", f"{what} is no PEM text with certificates") from error
+        raise ConfigError(
+            "bad_certificate",
+            f"{what} is no PEM text with certificates",
+            hint="it must begin with -----BEGIN CERTIFICATE-----",
+        ) from error
 
 
 def read_revocations(pem: bytes) -> list[x509.CertificateRevocationList]:
@@ -119,7 +129,11 @@ def read_revocations(pem: bytes) -> list[x509.CertificateRevocationList]:
     try:
         return [x509.load_pem_x509_crl(part.lstrip()) for part in parts]
     except ValueError as error:
-        raise ConfigError("bad_revocations", "ca.crl is no PEM text with revocation lists") from error
+        raise ConfigError(
+            "bad_revocations",
+            "ca.crl is no PEM text with revocation lists",
+            hint="it must begin with -----BEGIN X509 CRL-----",
+        ) from error
 
 
 def read_key(pem: bytes) -> _Key:

@@ -186,7 +186,7 @@ class TlsSocket(AppSocket):
         """Why a handshake failed: our verification of the client's certificate, or what OpenSSL says."""
         number = lib.SSL_get_verify_result(self._ssl)
         found = verification_failure(number, 0) if number else describe_failure(error)
-        return TunnelTlsError(found.code, found.message.replace("peer", "client"))
+        return TunnelTlsError(found.code, found.message.replace("peer", "client"), hint=found.hint)
 
     def _fail_handshake(self, error: TunnelTlsError) -> None:
         if not self._ready.done():
