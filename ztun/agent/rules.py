@@ -44,6 +44,8 @@ class CaptureOptions:
     """Plaintext connections that arrive go to the proxy (``ambient.istio.io/bypass-inbound-capture`` says no)."""
     virtual_interfaces: tuple[str, ...] = ()
     """Interfaces behind which others live, VMs for instance: what arrives there is outbound traffic."""
+    proxy_uid: int | None = None
+    """User that is never captured (``istio-iptables --proxy-uid``): a proxy inside asks its CA without the mark."""
 
     def __post_init__(self) -> None:
         for name in self.virtual_interfaces:
@@ -109,6 +111,8 @@ def _leaving(options: CaptureOptions) -> Iterator[str]:
     elsewhere = ("ip daddr != 127.0.0.1", "ip6 daddr != ::1")
     yield f"ip daddr {PROBE_ADDRESS_V4} meta l4proto tcp accept"
     yield f"ip6 daddr {PROBE_ADDRESS_V6} meta l4proto tcp accept"
+    if options.proxy_uid is not None:
+        yield f"meta skuid {options.proxy_uid} accept"
     if options.dns:
         yield f'oifname != "lo" udp dport 53 {_NOT_OURS} redirect to :{DNS_PORT}'
         for away in elsewhere:

@@ -88,6 +88,15 @@ def register(app: typer.Typer) -> None:
         ] = "default",
         dns: DnsOption = True,
         own: SelfOption = False,
+        proxy_uid: Annotated[
+            int | None,
+            typer.Option(
+                metavar="UID",
+                min=1,
+                help="With --self: the user that the proxy runs as, which is not captured.",
+                show_default="nobody",
+            ),
+        ] = None,
         control: ControlOption = DEFAULT_CONTROL,
         state: StateOption = DEFAULT_STATE,
     ) -> None:
@@ -100,9 +109,12 @@ def register(app: typer.Typer) -> None:
             from ztun.agent.rules import CaptureOptions
             from ztun.agent.without_agent import enroll_self
 
-            asyncio.run(enroll_self(state, CaptureOptions(dns=dns)))
+            asyncio.run(enroll_self(state, CaptureOptions(dns=dns, proxy_uid=proxy_uid)))
             print("captured; the proxy here needs ZTUN_CAPTURE=true and PACKET_MARK=1337")
             return
+        _exactly(
+            proxy_uid is None, "--proxy-uid goes with --self: a node proxy is not in the pods' namespaces"
+        )
         _exactly(bool(netns) and bool(pod), "name the namespace and --pod, or give --self")
         from ztun.agent.enrolments import parse_pod
         from ztun.cli.options import usage_checked

@@ -118,6 +118,14 @@ def test_an_interface_is_a_name_and_nothing_else(name: str) -> None:
     assert raised.value.code == "bad_interface"
 
 
+def test_the_user_of_a_proxy_inside_is_let_out_before_anything_is_redirected() -> None:
+    found = chains(load_program(CaptureOptions(proxy_uid=1337)))
+    without = [rule for rule in found["output_nat"] if rule != "meta skuid 1337 accept"]
+    assert found | {"output_nat": without} == GOLDEN
+    at = found["output_nat"].index("meta skuid 1337 accept")
+    assert not any("redirect" in rule for rule in found["output_nat"][:at])
+
+
 def test_policy_routing_is_istios() -> None:
     assert rule_command("add") == "rule add fwmark 0x111/0xfff pref 32764 lookup 100\n"
     assert rule_command("del") == "rule del fwmark 0x111/0xfff pref 32764 lookup 100\n"
@@ -131,5 +139,6 @@ def test_every_option_makes_other_rules() -> None:
         CaptureOptions(dns=False),
         CaptureOptions(inbound=False),
         CaptureOptions(virtual_interfaces=("tap0",)),
+        CaptureOptions(proxy_uid=1337),
     ]
     assert len({digest(one) for one in options}) == len(options)
