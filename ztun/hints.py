@@ -16,6 +16,7 @@ _NODE_PROXY = "see the log of the node proxy; was it restarted?"
 HINTS: Mapping[str, str] = MappingProxyType(
     {
         "admin_address": "write HOST:PORT, for example 127.0.0.1:15000",
+        "agent_ended": "see the log of the agent",
         "bad_environment": "correct the variable or unset it; README.md lists them all",
         "bad_request": "are agent and command of the same version?",
         "command_stuck": "is the machine out of memory, or the kernel busy with its rules?",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ztun.cli.dump_models import Dump
     from ztun.cli.listing import Listing
 
 DEFAULT_ADMIN = "127.0.0.1:15000"
@@ -53,6 +57,9 @@ AddressOption = Annotated[
 ]
 DirectionOption = Annotated[Direction | None, typer.Option("--direction", help="Only this direction.")]
 SortOption = Annotated[Sort | None, typer.Option("--sort", help="Largest first, instead of by workload.")]
+WatchOption = Annotated[
+    bool, typer.Option("-w", "--watch", help="Answer again whenever it changes, until interrupted.")
+]
 RawOption = Annotated[bool, typer.Option("--raw", help="Show addresses, not the names they belong to.")]
 LevelOption = Annotated[
     str, typer.Option("--level", metavar="LEVEL", help="A level, or SCOPE=LEVEL; several with commas.")
@@ -69,53 +76,57 @@ def register(app: typer.Typer) -> None:
         namespace: NamespaceOption = "",
         node: NodeOption = "",
         address: AddressOption = "",
+        watch: WatchOption = False,
         admin: AdminOption = DEFAULT_ADMIN,
         file: FileOption = "",
     ) -> None:
         """List the workloads a proxy knows."""
-        from ztun.cli.admin_client import fetch_dump
         from ztun.cli.listing import list_workloads
 
-        dump = fetch_dump(admin, file)
-        show(list_workloads(dump, namespace=namespace, node=node, address=address), output)
+        def listing(dump: Dump) -> Listing:
+            return list_workloads(dump, namespace=namespace, node=node, address=address)
+
+        _answer(listing, output, admin, file, watch)
 
     @app.command("services")
     def services(
         output: OutputOption = Output.TABLE,
         namespace: NamespaceOption = "",
+        watch: WatchOption = False,
         admin: AdminOption = DEFAULT_ADMIN,
         file: FileOption = "",
     ) -> None:
         """List the services a proxy knows, with how many of their endpoints are ready."""
-        from ztun.cli.admin_client import fetch_dump
         from ztun.cli.listing import list_services
 
-        show(list_services(fetch_dump(admin, file), namespace=namespace), output)
+        _answer(lambda dump: list_services(dump, namespace=namespace), output, admin, file, watch)
 
     @app.command("policies")
     def policies(
         output: OutputOption = Output.TABLE,
         namespace: NamespaceOption = "",
+        watch: WatchOption = False,
         admin: AdminOption = DEFAULT_ADMIN,
         file: FileOption = "",
     ) -> None:
         """List the authorization policies a proxy enforces."""
-        from ztun.cli.admin_client import fetch_dump
         from ztun.cli.listing import list_policies
 
-        show(list_policies(fetch_dump(admin, file), namespace=namespace), output)
+        _answer(lambda dump: list_policies(dump, namespace=namespace), output, admin, file, watch)
 
     @app.command("certificates")
     def certificates(
-        output: OutputOption = Output.TABLE, admin: AdminOption = DEFAULT_ADMIN, file: FileOption = ""
+        output: OutputOption = Output.TABLE,
+        watch: WatchOption = False,
+        admin: AdminOption = DEFAULT_ADMIN,
+        file: FileOption = "",
     ) -> None:
         """List the certificates a proxy holds, and until when they are valid."""
         from datetime import UTC, datetime
 
-        from ztun.cli.admin_client import fetch_dump
         from ztun.cli.listing import list_certificates
 
-        show(list_certificates(fetch_dump(admin, file), now=datetime.now(UTC)), output)
+        _answer(lambda dump: list_certificates(dump, now=datetime.now(UTC)), output, admin, file, watch)
 
     @app.command("connections")
     def connections(
@@ -124,21 +135,23 @@ def register(app: typer.Typer) -> None:
         direction: DirectionOption = None,
         sort: SortOption = None,
         raw: RawOption = False,
+        watch: WatchOption = False,
         admin: AdminOption = DEFAULT_ADMIN,
         file: FileOption = "",
     ) -> None:
         """List the live connections of a proxy."""
-        from ztun.cli.admin_client import fetch_dump
         from ztun.cli.listing import list_connections
 
-        listing = list_connections(
-            fetch_dump(admin, file),
-            namespace=namespace,
-            direction=direction.value if direction else "",
-            sort=sort.value if sort else "",
-            raw=raw,
-        )
-        show(listing, output)
+        def listing(dump: Dump) -> Listing:
+            return list_connections(
+                dump,
+                namespace=namespace,
+                direction=direction.value if direction else "",
+                sort=sort.value if sort else "",
+                raw=raw,
+            )
+
+        _answer(listing, output, admin, file, watch)
 
     @app.command("log")
     def log(
@@ -156,6 +169,37 @@ def register(app: typer.Typer) -> None:
         rows = tuple((scope or "*", name) for scope, name in pairs)
         items = tuple({"scope": scope, "level": name} for scope, name in rows)
         show(Listing(("SCOPE", "LEVEL"), rows, items), output)
+
+
+def _answer(listing: Callable[[Dump], Listing], output: Output, admin: str, file: str, follow: bool) -> None:
+    """Ask, once or until interrupted, and show the listing that is made of the answer."""
+    from ztun.cli.admin_client import fetch_dump
+    from ztun.cli.watching import watch
+
+    if not follow:
+        show(listing(fetch_dump(admin, file)), output)
+        return
+    if file:
+        raise typer.BadParameter("--watch asks a running proxy; a saved dump does not change")
+    watch(lambda: listing(fetch_dump(admin, "")), lambda found: _show_again(found, output))
+
+
+def _show_again(listing: Listing, output: Output) -> None:
+    """One of many answers: on a terminal in the place of the last one, else as one of several documents."""
+    if output is Output.JSON:
+        import json
+
+        typer.echo(json.dumps(listing.items))  # a line each, as tools for JSON streams expect
+        return
+    if output is Output.YAML:
+        typer.echo("---")
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().clear()
+    show(listing, output)
+    if output is Output.TABLE:
+        typer.echo()
 
 
 def show(listing: Listing, output: Output) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -422,12 +426,13 @@ class Proxy:
         self.shutdown = threading.Event()
         client = Workload(uid="c", name="client-1", namespace="default", addresses=("10.0.0.1",))
         service = Service("echo", "default", "echo.default.svc.cluster.local", vips=(Vip("", "10.96.0.1"),))
-        snapshot = build_snapshot(workloads=[client], services=[service], policies=[])
+        self.client = client
+        self.snapshot = build_snapshot(workloads=[client], services=[service], policies=[])
         connection = ConnectionEntry(
             client, "outbound", "10.0.0.1:1", "10.96.0.1:80", "10.0.0.2:15008", "HBONE", age_seconds=3700
         )
         self.servers = TelemetryServers(
-            dump=ConfigDump(snapshot=lambda: snapshot, connections=lambda: [connection]),
+            dump=ConfigDump(snapshot=lambda: self.snapshot, connections=lambda: [connection]),
             metrics=Metrics(),
             readiness=Readiness(),
             levels=self.levels,
@@ -460,6 +465,74 @@ def test_a_running_proxy_answers(proxy: Proxy, capsys: pytest.CaptureFixture[str
     }.items():
         assert run(command, "--admin", proxy.at("admin")) == 0
         assert expected in capsys.readouterr().out
+
+
+@pytest.fixture
+def watching(proxy: Proxy) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts ``ztun ... --watch`` as a process."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str) -> subprocess.Popen[str]:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "ztun", *arguments, "--watch", "--admin", proxy.at("admin")],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.enter_context(child)
+            stack.callback(child.kill)
+            return child
+
+        yield start
+
+
+def interrupted(child: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """The exit code and what else was written, after Ctrl-C."""
+    child.send_signal(signal.SIGINT)
+    output, errors = child.communicate(timeout=30)
+    return child.returncode, output, errors
+
+
+def test_a_watched_list_is_shown_again_when_it_changes(
+    proxy: Proxy, watching: Callable[..., subprocess.Popen[str]]
+) -> None:
+    child = watching("workloads", "-o", "json")
+    assert child.stdout is not None
+    assert [one["name"] for one in json.loads(child.stdout.readline())] == ["client-1"]
+    other = replace(proxy.client, uid="d", name="client-2", addresses=("10.0.0.9",))
+    proxy.snapshot = build_snapshot(workloads=[proxy.client, other], services=[], policies=[])
+    assert [one["name"] for one in json.loads(child.stdout.readline())] == ["client-1", "client-2"]
+    assert interrupted(child) == (130, "", "")
+
+
+def test_a_watched_table_ends_with_an_empty_line(
+    proxy: Proxy, watching: Callable[..., subprocess.Popen[str]]
+) -> None:
+    child = watching("services")
+    assert child.stdout is not None
+    table = [child.stdout.readline() for _ in range(3)]
+    assert table[0].split()[:2] == ["NAMESPACE", "SERVICE"]
+    assert table[1].split()[:2] == ["default", "echo"]
+    assert table[2] == "\n"
+    assert interrupted(child) == (130, "", "")
+
+
+def test_a_proxy_that_is_away_for_a_while_is_waited_for(
+    proxy: Proxy, watching: Callable[..., subprocess.Popen[str]]
+) -> None:
+    child = watching("services", "-o", "yaml")
+    assert child.stdout is not None
+    assert child.stderr is not None
+    assert child.stdout.readline() == "---\n"
+    proxy.servers.stop(30)
+    assert "no proxy answers at" in child.stderr.readline()
+    assert child.stderr.readline() == "hint: asked again until it answers\n"
+    assert interrupted(child)[::2] == (130, "")
+
+
+def test_a_saved_dump_cannot_be_watched(saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("workloads", "--watch", "-f", saved) == 2
+    assert "a saved dump does not change" in capsys.readouterr().err
 
 
 def test_log_levels_of_a_running_proxy(proxy: Proxy, capsys: pytest.CaptureFixture[str]) -> None:
