@@ -29,10 +29,10 @@ def register(app: typer.Typer) -> None:
         """Start two nodes with the pods of the examples, and their traffic over mutual TLS."""
         if fabric == "netns":
             raise typer.BadParameter("the netns fabric is not available; use --fabric loopback")
-        raise typer.Exit(_run(check=check, keep=keep))
+        raise typer.Exit(_run("loopback", check=check, keep=keep))
 
 
-def _run(*, check: bool, keep: bool) -> int:
+def _run(fabric: Literal["auto", "loopback", "netns"], *, check: bool, keep: bool) -> int:
     import asyncio
     import signal
 
@@ -47,7 +47,7 @@ def _run(*, check: bool, keep: bool) -> int:
         task = asyncio.current_task()
         assert task is not None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await demo(console, checked=check, keep=keep)
+        return await demo(console, fabric=fabric, checked=check, keep=keep)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:

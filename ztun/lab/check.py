@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ztun.lab.client import Conversation, talk
-from ztun.lab.lab import SOCKS5_PORT, Lab
+from ztun.lab.client import Conversation
+from ztun.lab.lab import Lab
 from ztun.lab.tap import Watch
 from ztun.lab.topology import PodPlan, ServicePlan
 
@@ -53,21 +53,26 @@ CALLS = (
 async def check(lab: Lab) -> AsyncIterator[Row]:
     """Drive connections through the mesh, then change a policy under them."""
     for call in CALLS:
-        yield await _call(lab, call)
+        yield await call_row(lab, call)
     async for row in _policy(lab):
         yield row
 
 
-async def _call(lab: Lab, call: Call) -> Row:
+async def call_row(lab: Lab, call: Call) -> Row:
+    """Make one call, and compare everything that is seen of it with what it has to be."""
     client, service = lab.plan.pod(*call.client), lab.plan.service(*call.service)
     word = f"test-{secrets.token_hex(TOKEN_BYTES)}"
     marks = {node.name: lab.log_size(node.name) for node in lab.plan.nodes}
+    seen: dict[str, set[str]] = {}
     with lab.watch(word) as watch:
-        answer = await _ask(lab, client, service, word, by_name=call.by_name)
+        async with lab.call(client, service, by_name=call.by_name or lab.captured) as conversation:
+            answer = await conversation.ask(word)
+            if lab.captured:
+                seen = {pod.name: lab.peers(pod) for pod in lab.plan.servers}
     faults = list(watch.faults)
     if answer != f"{call.says} {word}":
         faults.append(f"expected {call.says + ' ' + word!r}")
-        return _row(client, service, answer, watch, "", {}, faults)
+        return _row(lab, client, service, answer, watch, "", {}, faults)
     outbound = await lab.access_record(
         client.node, marks[client.node], lambda one: _is(one, "outbound", "src.workload", client.name)
     )
@@ -78,20 +83,15 @@ async def _call(lab: Lab, call: Call) -> Row:
     for end, pod in (("src", client), ("dst", server)):
         identity = f"spiffe://cluster.local/ns/{pod.namespace}/sa/{pod.service_account}"
         for side, record in (("source", outbound), ("destination", inbound)):
-            seen = record.get(f"{end}.identity")
-            if seen != identity:
-                faults.append(f"the {side} proxy says {end}.identity {seen}, expected {identity}")
-    return _row(client, service, answer, watch, f"answered by {_client(server)}", inbound, faults)
-
-
-async def _ask(lab: Lab, client: PodPlan, service: ServicePlan, line: str, *, by_name: bool) -> str | None:
-    entry = lab.entry(client, service)
-    if by_name:
-        way = talk(entry.host, entry.host_port, through_socks5=(client.ip, SOCKS5_PORT))
-    else:
-        way = talk(entry.ip, entry.port)
-    async with way as conversation:
-        return await conversation.ask(line)
+            said = record.get(f"{end}.identity")
+            if said != identity:
+                faults.append(f"the {side} proxy says {end}.identity {said}, expected {identity}")
+    note = f"answered by {client_text(server)}"
+    if lab.captured:
+        note += f"\n   who saw {client.ip}"
+        if client.ip not in seen[server.name]:
+            faults.append(f"the server saw {', '.join(sorted(seen[server.name]))}, expected {client.ip}")
+    return _row(lab, client, service, answer, watch, note, inbound, faults)
 
 
 async def _policy(lab: Lab) -> AsyncIterator[Row]:
@@ -99,14 +99,14 @@ async def _policy(lab: Lab) -> AsyncIterator[Row]:
     denied = lab.plan.pod(DENIED_NAMESPACE, "telnet-client-foo")
     allowed = Call(("default", "telnet-client"), ("default", "echo-server"), "hello")
     service = lab.plan.service("default", "echo-server")
-    entry = lab.entry(denied, service)
-    async with talk(entry.ip, entry.port) as conversation:
+    async with lab.call(denied, service, by_name=lab.captured) as conversation:
         before = await conversation.ask("before")
         lab.apply(DENIAL, [denial()])
         await lab.until_policies(lambda names: f"default/{DENIAL}" in names)
-        yield await _cut(denied, service, before, conversation)
+        yield await _cut(lab, denied, service, before, conversation)
     marks = {pod.node: lab.log_size(pod.node) for pod in lab.plan.servers}
-    answer = await _ask(lab, denied, service, "denied", by_name=False)
+    async with lab.call(denied, service, by_name=lab.captured) as conversation:
+        answer = await conversation.ask("denied")
     faults = [] if answer is None else ["expected no answer"]
     if answer is None:
         server = lab.plan.pod("default", "echo-server-prod")
@@ -115,14 +115,18 @@ async def _policy(lab: Lab) -> AsyncIterator[Row]:
         )
         if f"default/{DENIAL}" not in str(refusal["error"]):
             faults.append(f"the destination proxy says {refusal['error']!r}")
-    yield Row(_client(denied), _target(service), _answer(answer, "denied by policy"), faults=tuple(faults))
-    yield await _call(lab, allowed)
+    yield Row(
+        client_text(denied), _target(lab, service), _answer(answer, "denied by policy"), faults=tuple(faults)
+    )
+    yield await call_row(lab, allowed)
     lab.withdraw(DENIAL)
     await lab.until_policies(lambda names: f"default/{DENIAL}" not in names)
-    yield await _call(lab, Call((denied.namespace, denied.owner), ("default", "echo-server"), "hello"))
+    yield await call_row(lab, Call((denied.namespace, denied.owner), ("default", "echo-server"), "hello"))
 
 
-async def _cut(client: PodPlan, service: ServicePlan, before: str | None, conversation: Conversation) -> Row:
+async def _cut(
+    lab: Lab, client: PodPlan, service: ServicePlan, before: str | None, conversation: Conversation
+) -> Row:
     faults = []
     if before != "hello before":
         faults.append("the connection did not work before the policy came")
@@ -130,7 +134,7 @@ async def _cut(client: PodPlan, service: ServicePlan, before: str | None, conver
     if not cut:
         faults.append("the open connection was not closed by the policy")
     answer = "open connection cut by policy" if cut else "connection still open"
-    return Row(_client(client), _target(service), answer, faults=tuple(faults))
+    return Row(client_text(client), _target(lab, service), answer, faults=tuple(faults))
 
 
 def denial() -> Mapping[str, Any]:
@@ -152,6 +156,7 @@ def _is(record: Mapping[str, Any], direction: str, key: str, name: str) -> bool:
 
 
 def _row(
+    lab: Lab,
     client: PodPlan,
     service: ServicePlan,
     answer: str | None,
@@ -162,8 +167,8 @@ def _row(
 ) -> Row:
     chosen = sorted(f"{hello.version}\n{hello.cipher}" for hello in watch.hellos if hello is not None)
     return Row(
-        _client(client),
-        _target(service),
+        client_text(client),
+        _target(lab, service),
         _answer(answer, "closed without an answer"),
         server,
         "\n".join(chosen) or "nothing readable as TLS",
@@ -177,9 +182,11 @@ def _answer(answer: str | None, closed: str) -> str:
     return closed if answer is None else answer
 
 
-def _client(pod: PodPlan) -> str:
+def client_text(pod: PodPlan) -> str:
+    """Who calls, and from where."""
     return f"{pod.label} on {pod.node}"
 
 
-def _target(service: ServicePlan) -> str:
-    return f"{service.hostname}:{service.ports[0]}"
+def _target(lab: Lab, service: ServicePlan) -> str:
+    host, port = service.hostname, service.ports[0]
+    return f"telnet {host} {port}" if lab.captured else f"{host}:{port}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import socket
 from collections.abc import AsyncIterator
 
 from ztun.lab.process import LabError
@@ -24,6 +25,8 @@ class Conversation:
 
     async def ask(self, line: str) -> str | None:
         """The answer to a line; None when the connection was closed instead."""
+        if self._writer.is_closing():
+            return None
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 self._writer.write(f"{line}\n".encode())
@@ -33,7 +36,7 @@ class Conversation:
             return None
         except TimeoutError:
             raise LabError("lab_no_answer", f"no answer to {line!r} within {ANSWER_SECONDS:.0f} s") from None
-        return answer.decode(errors="replace").removesuffix("\n") if answer else None
+        return answer.decode(errors="replace").rstrip("\r\n") if answer else None
 
     async def closed(self) -> bool:
         """Wait for the other side to close; False when it does not."""
@@ -48,10 +51,22 @@ class Conversation:
 
 @contextlib.asynccontextmanager
 async def talk(
-    ip: str, port: int, *, through_socks5: tuple[str, int] | None = None
+    ip: str, port: int, *, through_socks5: tuple[str, int] | None = None, sock: socket.socket | None = None
 ) -> AsyncIterator[Conversation]:
-    """Connect to a program, or through a SOCKS5 proxy to ``ip`` (a hostname then). Raises ``OSError``."""
-    reader, writer = await asyncio.open_connection(*(through_socks5 or (ip, port)))
+    """Connect to a program, or through a SOCKS5 proxy to ``ip`` (a hostname then). Raises ``OSError``.
+
+    With ``sock``, an unconnected one, the connection leaves from where that was made; it is closed in the end.
+    """
+    if sock is None:
+        reader, writer = await asyncio.open_connection(*(through_socks5 or (ip, port)))
+    else:
+        try:
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, (ip, port))
+            reader, writer = await asyncio.open_connection(sock=sock)
+        except BaseException:
+            sock.close()
+            raise
     try:
         if through_socks5:
             await _socks5(reader, writer, ip, port)

@@ -2,7 +2,8 @@
 
 A fabric gives addresses, says how a program is run on a node or in a pod, and how a client pod enters the mesh.
 The loopback fabric needs no privileges: every pod has an address of its own in 127.0.0.0/8, all programs run
-side by side, and clients enter through local ports that the node proxy opens for them.
+side by side, and clients enter through local ports that the node proxy opens for them. In the other one, ``netns``,
+nodes and pods are network namespaces and clients are captured.
 """
 
 from __future__ import annotations
@@ -10,15 +11,23 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from ztun.errors import ConfigError
 from ztun.lab.addresses import AddressPlan
+from ztun.lab.tap import Tap, Watch
 from ztun.lab.topology import MeshPlan, PodPlan
+from ztun.mesh.model import HBONE_PORT
 
+T = TypeVar("T")
+
+OUTSIDE = ""
+"""Stands for a machine outside of the mesh, where the name of a node or of a pod is asked for."""
+TAPPED_PORT = 25008  # where the proxies take HBONE when a tap stands on the usual port
 NODES = ("node-a", "node-b")
 FIRST_BLOCK, LAST_BLOCK = 210, 249  # of 127.x.0.0/16: one lab each
 RESERVATION_PORT = 15999  # outside the ports that a proxy uses
@@ -41,6 +50,19 @@ class Entry:
         return f"{self.ip}:{self.port}={to}@{self.client.namespace}/{self.client.name}"
 
 
+class Observer(Protocol):
+    """Sees what passes between proxies."""
+
+    async def start(self) -> None:
+        """Look on from now."""
+
+    async def close(self) -> None:
+        """Look away."""
+
+    def watch(self, watch: Watch) -> AbstractContextManager[Watch]:
+        """Let ``watch`` see what passes until the end of the context."""
+
+
 class Fabric(Protocol):
     """The seam between a mesh and the machines it runs on."""
 
@@ -49,8 +71,15 @@ class Fabric(Protocol):
         """As the command line names it."""
 
     @property
+    def runtime(self) -> Path | None:
+        """Directory for the sockets and the state of node agents; None where pods are not captured."""
+
+    @property
     def addresses(self) -> AddressPlan:
         """Addresses for the nodes, pods and services."""
+
+    def lay_out(self, plan: MeshPlan) -> AbstractContextManager[None]:
+        """Make the machines of a mesh; they are removed at the end of the context."""
 
     def on_node(self, node: str, command: Sequence[str]) -> list[str]:
         """The command line that runs ``command`` on a node."""
@@ -61,6 +90,12 @@ class Fabric(Protocol):
     def entries(self, plan: MeshPlan) -> tuple[Entry, ...]:
         """How each client reaches each port of each service."""
 
+    def inside(self, where: str, work: Callable[[], T]) -> T:
+        """Call a short function as on a node, in a pod (by their names) or ``OUTSIDE``."""
+
+    def observers(self, plan: MeshPlan) -> list[Observer]:
+        """Who sees what passes between the proxies of this plan."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoopbackFabric:
@@ -68,6 +103,7 @@ class LoopbackFabric:
 
     block: int
     name: str = "loopback"
+    runtime: None = None
 
     @property
     def addresses(self) -> AddressPlan:
@@ -79,6 +115,10 @@ class LoopbackFabric:
                 for number, node in enumerate(NODES, 1)
             },
         )
+
+    def lay_out(self, plan: MeshPlan) -> AbstractContextManager[None]:
+        """Nothing is to be made."""
+        return nullcontext()
 
     def on_node(self, node: str, command: Sequence[str]) -> list[str]:
         """The command itself: nodes are processes here."""
@@ -99,6 +139,14 @@ class LoopbackFabric:
                     taken.add(local)
                     entries.append(Entry(client, client.ip, local, service.hostname, port))
         return tuple(entries)
+
+    def inside(self, where: str, work: Callable[[], T]) -> T:
+        """Here: everybody is on this machine."""
+        return work()
+
+    def observers(self, plan: MeshPlan) -> list[Observer]:
+        """A relay in front of every pod's proxy, which listens on ``TAPPED_PORT`` then."""
+        return [Tap((pod.ip, HBONE_PORT), (pod.ip, TAPPED_PORT)) for pod in plan.pods]
 
 
 @contextmanager

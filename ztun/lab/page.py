@@ -8,11 +8,12 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
 
-from ztun.lab.client import talk
+from ztun.lab.client import Conversation, talk
 from ztun.lab.lab import Lab
 from ztun.lab.page_mesh import (
     CLIENTS,
@@ -165,20 +166,22 @@ class PageCheck:
 
     async def _answers(self) -> dict[tuple[str, str], str]:
         return {
-            (name, mode): await self._ask(self._entry(namespace, name, mode))
+            (name, mode): await self._ask(self._call(namespace, name, mode, by_name=True))
             for mode in MODES
             for namespace, name in CLIENTS
         }
 
-    def _entry(self, namespace: str, name: str, mode: str) -> tuple[str, int]:
+    def _call(
+        self, namespace: str, name: str, mode: str, *, by_name: bool
+    ) -> AbstractAsyncContextManager[Conversation]:
         plan = self._lab.plan
-        entry = self._lab.entry(plan.pod(namespace, name_in(mode, name)), plan.service(*SERVICE))
-        return entry.ip, entry.port
+        client, service = plan.pod(namespace, name_in(mode, name)), plan.service(*SERVICE)
+        return self._lab.call(client, service, by_name=by_name and self._lab.captured)
 
-    async def _ask(self, address: tuple[str, int]) -> str:
+    async def _ask(self, call: AbstractAsyncContextManager[Conversation]) -> str:
         """The word in front of the answer."""
         try:
-            async with talk(*address) as conversation:
+            async with call as conversation:
                 answer = await conversation.ask("test")
         except ConnectionError:
             answer = None
@@ -203,7 +206,7 @@ class PageCheck:
             answers = []
             for gateway, expected in zip(GATEWAYS, (FIRST, SECOND), strict=True):
                 pod = self._lab.plan.pod(GATEWAY_NAMESPACE, name_in(mode, gateway))
-                answers.append(await self._ask((pod.ip, SERVICE_PORT)))
+                answers.append(await self._ask(talk(pod.ip, SERVICE_PORT, sock=self._lab.socket())))
                 self._row("gateways", gateway, mode, answers[-1], expected)
             self._outcome.supported["gateways", mode] = len(set(answers)) > 1 and CLOSED not in answers
         for (client, mode), answer in (await self._answers()).items():
@@ -241,13 +244,12 @@ class PageCheck:
         return seen
 
     async def _count(self, mode: str, connections: int) -> Counter[str]:
-        address = self._entry(*CLIENTS[0], mode)
         counts: Counter[str] = Counter()
         left = iter(range(connections))
 
         async def dial() -> None:
             for _ in left:
-                counts[await self._ask(address)] += 1
+                counts[await self._ask(self._call(*CLIENTS[0], mode, by_name=False))] += 1
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(AT_ONCE, connections)):

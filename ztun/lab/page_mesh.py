@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 import yaml
 
 from ztun.errors import ConfigError
-from ztun.lab.addresses import AddressPlan
 from ztun.lab.fabric import NODES, Fabric
-from ztun.lab.lab import Companion
+from ztun.lab.programs import Companion
 from ztun.lab.topology import MeshPlan, plan_mesh
 from ztun.resources.documents import parse_documents
+from ztun.resources.schema import DATAPLANE_MODE
 
 MODES = ("sidecar", "ambient")
 CLIENTS = (("default", "telnet-client"), ("default", "telnet-client-2"), ("foo", "telnet-client-foo"))
@@ -27,7 +27,6 @@ GATEWAYS = ("ingressgateway-1", "ingressgateway-2")
 GATEWAY_NAMESPACE = "istio-system"
 CANARY = "echo-server-gray"
 WAYPOINT = "waypoint"
-APART = "apart"  # stands for the node of the pods that are proxies, or have one of their own
 Documents = Sequence[Mapping[str, Any]]
 
 
@@ -66,16 +65,7 @@ def plan_page(fabric: Fabric) -> PageMesh:
     documents, problems = parse_documents(text, file="examples.yaml")
     if problems:
         raise ConfigError("lab_document", str(problems[0]))
-    addresses = fabric.addresses
-    near, far = NODES
-    half, other_half = addresses.pods[far].subnets()
-    whole = AddressPlan(
-        nodes={**addresses.nodes, APART: addresses.nodes[far]},
-        pods={near: addresses.pods[near], far: half, APART: other_half},
-        services=addresses.services,
-    )
-    plan = plan_mesh(documents, whole)
-    plan = replace(plan, nodes=tuple(node for node in plan.nodes if node.name != APART))
+    plan = plan_mesh(documents, fabric.addresses)
     return PageMesh(plan, tuple(_companions(plan)))
 
 
@@ -96,7 +86,7 @@ def _documents() -> Iterable[Mapping[str, Any]]:
         injected = copy.deepcopy(one)
         injected["metadata"]["name"] = name_in("sidecar", one["metadata"]["name"])
         injected["spec"]["template"]["metadata"]["labels"]["sidecar.istio.io/inject"] = "true"
-        yield _placed(injected, APART)
+        yield _placed(injected, near)
     yield from example("manifests/waypoint")
     yield _proxy("default", WAYPOINT, {"gateway.networking.k8s.io/gateway-name": WAYPOINT})
     for gateway in GATEWAYS:
@@ -116,8 +106,8 @@ def _proxy(namespace: str, name: str, labels: Mapping[str, str]) -> Mapping[str,
         "metadata": {"name": name, "namespace": namespace},
         "spec": {
             "template": {
-                "metadata": {"labels": dict(labels)},
-                "spec": {"serviceAccountName": name, "nodeName": APART, "containers": []},
+                "metadata": {"labels": {DATAPLANE_MODE: "none", **labels}},
+                "spec": {"serviceAccountName": name, "nodeName": NODES[-1], "containers": []},
             }
         },
     }
@@ -127,8 +117,8 @@ def _companions(plan: MeshPlan) -> Iterable[Companion]:
     for namespace, client in CLIENTS:
         name = name_in("sidecar", client)
         pod = plan.pod(namespace, name)
-        command = ("ztun", "proxy", "--node", APART, "--mode", "sidecar", "--engine", "sidecar")
-        yield Companion(name, (*command, "--workload", f"{namespace}/{pod.name}"), pod, entries=True)
+        command = ("ztun", "proxy", "--node", pod.node, "--mode", "sidecar", "--engine", "sidecar")
+        yield Companion(name, (*command, "--workload", f"{namespace}/{pod.name}"), pod, dedicated=True)
     run = ("waypoint", "run", "--name", WAYPOINT, "--namespace", "default", "--engine", "ambient")
     yield Companion(WAYPOINT, run, plan.pod("default", WAYPOINT))
     for gateway in GATEWAYS:

@@ -24,15 +24,25 @@ class LabError(ZtunError):
 
 
 class Program:
-    """One child process, which writes to a log file of its own and is always stopped by its process id."""
+    """One child process, which writes to a log file of its own and is always stopped by its process id.
+
+    With ``once`` it does something and ends.
+    """
 
     def __init__(
-        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        once: bool = False,
     ) -> None:
         self.name = name
         self.log = log
         self._command = list(command)
         self._environment = {**os.environ, **(environment or {})}
+        self._once = once
         self._child: asyncio.subprocess.Process | None = None
         self._stopping = False
 
@@ -55,7 +65,7 @@ class Program:
         """Poll a condition; raises :class:`LabError` with the end of the log when it does not come true."""
         try:
             async with asyncio.timeout(READY_SECONDS):
-                while self.running:
+                while self.running or (self._once and self.returncode == 0):
                     if await condition():
                         return
                     await asyncio.sleep(POLL_SECONDS)
@@ -69,7 +79,7 @@ class Program:
         """Return when the process was stopped; raises :class:`LabError` when it ends by itself."""
         if self._child is not None:
             await self._child.wait()
-        if not self._stopping:
+        if not self._stopping and not (self._once and self.returncode == 0):
             raise self._error("lab_process_ended", f"{self.name} ended by itself with {self.returncode}")
 
     async def stop(self) -> None:
@@ -86,6 +96,10 @@ class Program:
                     await self._child.wait()
             except TimeoutError:
                 continue
+
+    async def succeeded(self) -> bool:
+        """Whether it has ended well."""
+        return self.returncode == 0
 
     @property
     def pid(self) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from ztun.lab.wire import RecordReader, ServerHello, read_server_hello
@@ -24,7 +25,11 @@ class Watch:
     bytes_up: int = 0
     bytes_down: int = 0
     readable: set[bytes] = field(default_factory=set)
-    tunnels: set[_Tapped] = field(default_factory=set)
+    tunnels: set[Tapped] = field(default_factory=set)
+    strays: set[str] = field(default_factory=set)
+    """Packets that were neither of a tunnel nor of the network's own housekeeping; a tap sees none."""
+    packets_between_nodes: int = 0
+    """Seen on the wire; a tap sees no packets."""
 
     @property
     def hellos(self) -> set[ServerHello | None]:
@@ -37,6 +42,7 @@ class Watch:
         faults = [f"{secret.decode(errors='replace')!r} was readable" for secret in sorted(self.readable)]
         if not (self.bytes_up and self.bytes_down):
             faults.append(f"{self.bytes_up} bytes up and {self.bytes_down} down were seen")
+        faults += [f"not in a tunnel: {stray}" for stray in sorted(self.strays)]
         for tunnel in self.tunnels:
             faults += [reader.broken for reader in (tunnel.up, tunnel.down) if reader.broken]
         for hello in self.hellos:
@@ -47,12 +53,49 @@ class Watch:
         return faults
 
 
-class _Tapped:
-    """One connection through the tap."""
+class Tapped:
+    """One connection that is seen."""
 
     def __init__(self) -> None:
         self.up = RecordReader()
         self.down = RecordReader()
+        self.rest_up = b""
+        self.rest_down = b""
+
+
+class Watches:
+    """The watches that are open on one place, and what they are shown."""
+
+    def __init__(self) -> None:
+        self.open: list[Watch] = []
+
+    @contextlib.contextmanager
+    def watch(self, watch: Watch) -> Iterator[Watch]:
+        """Let ``watch`` see what passes until the end of the context."""
+        self.open.append(watch)
+        try:
+            yield watch
+        finally:
+            self.open.remove(watch)
+
+    def show(self, tapped: Tapped, data: bytes, *, up: bool) -> None:
+        """Read the next bytes of a connection. Its end is kept as far as a secret could begin in it."""
+        (tapped.up if up else tapped.down).feed(data)
+        text = (tapped.rest_up if up else tapped.rest_down) + data
+        longest = 0
+        for watch in self.open:
+            watch.tunnels.add(tapped)
+            if up:
+                watch.bytes_up += len(data)
+            else:
+                watch.bytes_down += len(data)
+            watch.readable.update(secret for secret in watch.secrets if secret in text)
+            longest = max(longest, *map(len, watch.secrets), 0)
+        rest = text[-(longest - 1) :] if longest > 1 else b""
+        if up:
+            tapped.rest_up = rest
+        else:
+            tapped.rest_down = rest
 
 
 class Tap:
@@ -61,7 +104,7 @@ class Tap:
     def __init__(self, listen: tuple[str, int], forward: tuple[str, int]) -> None:
         self._listen = listen
         self._forward = forward
-        self._watches: list[Watch] = []
+        self._watches = Watches()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -84,14 +127,9 @@ class Tap:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    @contextlib.contextmanager
-    def watch(self, watch: Watch) -> Iterator[Watch]:
+    def watch(self, watch: Watch) -> AbstractContextManager[Watch]:
         """Let ``watch`` see what passes until the end of the context; several taps may fill the same one."""
-        self._watches.append(watch)
-        try:
-            yield watch
-        finally:
-            self._watches.remove(watch)
+        return self._watches.watch(watch)
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(self._relay(reader, writer))
@@ -99,7 +137,7 @@ class Tap:
         task.add_done_callback(self._tasks.discard)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tapped = _Tapped()
+        tapped = Tapped()
         onward: asyncio.StreamWriter | None = None
         try:
             with contextlib.suppress(OSError):
@@ -120,26 +158,10 @@ class Tap:
                     end.transport.abort()
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tapped: _Tapped, *, up: bool
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tapped: Tapped, *, up: bool
     ) -> None:
-        records = tapped.up if up else tapped.down
-        overlap = b""
         while data := await reader.read(READ_BYTES):
-            records.feed(data)
-            overlap = self._show(tapped, overlap + data, len(data), up=up)
+            self._watches.show(tapped, data, up=up)
             writer.write(data)
             await writer.drain()
         writer.write_eof()
-
-    def _show(self, tapped: _Tapped, text: bytes, new_bytes: int, *, up: bool) -> bytes:
-        """Tell the open watches; gives the end of the text that a secret could begin in."""
-        longest = 0
-        for watch in self._watches:
-            watch.tunnels.add(tapped)
-            if up:
-                watch.bytes_up += new_bytes
-            else:
-                watch.bytes_down += new_bytes
-            watch.readable.update(secret for secret in watch.secrets if secret in text)
-            longest = max(longest, *map(len, watch.secrets), 0)
-        return text[-(longest - 1) :] if longest > 1 else b""

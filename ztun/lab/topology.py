@@ -2,8 +2,8 @@
 
 1. Deployments become pods. 2. A pod with an echo server in it is a server, every other pod is a client from
 which the lab dials. 3. Servers are spread over the nodes from the last, clients from the first, so that a call
-usually crosses from one node to another. 4. Pods get addresses, services virtual IPs, namespaces the label of
-ambient mode. Everything that a document states itself stays as it is.
+usually crosses from one node to another. 4. Pods get addresses, services virtual IPs, of both families where the
+fabric has both, namespaces the label of ambient mode. Everything that a document states itself stays as it is.
 """
 
 from __future__ import annotations
@@ -11,17 +11,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import count
+from typing import Any, Literal, TypeAlias
 
+from ztun.agent.annotations import NETNS
 from ztun.errors import ConfigError
 from ztun.lab.addresses import AddressPlan, hosts
 from ztun.lab.deployment import Deployment, pods_of
 from ztun.mesh.document import Document
 from ztun.mesh.model import canonical_ip
 from ztun.resources.documents import validate
-from ztun.resources.schema import DATAPLANE_MODE
+from ztun.resources.schema import DATAPLANE_MODE, INJECT, SIDECAR_STATUS
 
 ECHO_IMAGE = "istio/tcp-echo-server"
+RESERVED = ("wire", "outside")  # names of machines that are neither nodes nor pods
+
+Mode: TypeAlias = Literal["ambient", "sidecar", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,16 @@ class PodPlan:
     ip: str
     service_account: str
     echoes: tuple[Echo, ...] = ()
+    ip6: str = ""
+    netns: str = ""
+    """The name of its network namespace, where it has one."""
+    mode: Mode = "ambient"
+    """Whose proxy it has: its node's, one of its own, or none."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All of its addresses, IPv4 first."""
+        return tuple(filter(None, (self.ip, self.ip6)))
 
     @property
     def label(self) -> str:
@@ -66,6 +81,7 @@ class ServicePlan:
     name: str
     vip: str
     ports: tuple[int, ...]
+    vip6: str = ""
 
     @property
     def hostname(self) -> str:
@@ -135,8 +151,12 @@ class _Layout:
     def __init__(self, addresses: AddressPlan) -> None:
         self._nodes = tuple(NodePlan(name, ip) for name, ip in addresses.nodes.items())
         self._pod_ips = {node: hosts(network) for node, network in addresses.pods.items()}
+        self._pod_ips6 = {node: hosts(network) for node, network in addresses.pods6.items()}
         self._vips = hosts(addresses.services)
+        self._vips6 = hosts(addresses.services6) if addresses.services6 is not None else None
         self._taken: set[str] = set()
+        self._netns, self._netns_taken = addresses.netns, {f"{addresses.netns}-{one}" for one in RESERVED}
+        self._netns_taken |= {f"{addresses.netns}-{node}" for node in addresses.nodes}
         self._servers = self._clients = 0
 
     def plan(self, objects: Sequence[dict[str, Any]]) -> MeshPlan:
@@ -159,39 +179,60 @@ class _Layout:
             label = f"Pod {metadata['namespace']}/{metadata['name']}"
             raise ConfigError("lab_node", f"{label}: no node {node!r}", hint=f"nodes: {names}")
         status = pod.setdefault("status", {})
-        ip = status.get("podIP") or self._free(self._pod_ips[node])
+        ip, ip6 = status.get("podIP"), ""
+        if not ip:
+            ip = self._free(self._pod_ips[node])
+            ip6 = self._free(self._pod_ips6[node]) if node in self._pod_ips6 else ""
         status.update(
             {
                 "phase": "Running",
                 "podIP": ip,
-                "podIPs": status.get("podIPs") or [{"ip": ip}],
+                "podIPs": status.get("podIPs") or [{"ip": one} for one in (ip, ip6) if one],
                 "conditions": [{"type": "Ready", "status": "True"}],
             }
         )
         owners = metadata.get("ownerReferences") or [{"name": metadata["name"]}]
-        template_hash = (metadata.get("labels") or {}).get("pod-template-hash", "")
+        labels = metadata.get("labels") or {}
+        owner = owners[0]["name"].removesuffix(f"-{labels.get('pod-template-hash', '')}")
+        mode = _mode(labels)
+        annotations = metadata.get("annotations") or {}
+        if mode == "sidecar":
+            annotations.setdefault(SIDECAR_STATUS, "{}")  # as the injector leaves it
+        netns = self._free_netns(owner) if self._netns else ""
+        if netns:
+            annotations[NETNS] = netns
+        if annotations:
+            metadata["annotations"] = annotations
         return PodPlan(
             namespace=metadata["namespace"],
             name=metadata["name"],
-            owner=owners[0]["name"].removesuffix(f"-{template_hash}"),
+            owner=owner,
             node=node,
             ip=ip,
             service_account=spec.setdefault("serviceAccountName", "default"),
             echoes=echoes,
+            ip6=ip6,
+            netns=netns,
+            mode=mode,
         )
 
     def _service(self, service: dict[str, Any]) -> ServicePlan:
         metadata, spec = service["metadata"], service["spec"]
-        vip = spec.get("clusterIP") or ""
+        vip, vip6 = spec.get("clusterIP") or "", ""
         if not vip and spec.get("type") != "ExternalName":
             vip = self._free(self._vips)
             spec.update({"clusterIP": vip, "clusterIPs": [vip]})
+            if self._vips6 is not None:
+                vip6 = self._free(self._vips6)
+                spec["clusterIPs"].append(vip6)
+                spec.update({"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"]})
         tcp = [port for port in spec.get("ports") or [] if port.get("protocol", "TCP") == "TCP"]
         return ServicePlan(
             metadata["namespace"],
             metadata["name"],
             "" if vip == "None" else vip,
             tuple(port["port"] for port in tcp),
+            vip6,
         )
 
     def _next_node(self, *, server: bool) -> str:
@@ -201,8 +242,20 @@ class _Layout:
         self._clients += 1
         return self._nodes[(self._clients - 1) % len(self._nodes)].name
 
+    def _free_netns(self, owner: str) -> str:
+        names = (f"{self._netns}-{owner}{f'-{number}' if number > 1 else ''}" for number in count(1))
+        name = next(name for name in names if name not in self._netns_taken)
+        self._netns_taken.add(name)
+        return name
+
     def _free(self, candidates: Iterator[str]) -> str:
         return next(ip for ip in candidates if ip not in self._taken)
+
+
+def _mode(labels: Mapping[str, str]) -> Mode:
+    if labels.get(INJECT) == "true":
+        return "sidecar"
+    return "none" if labels.get(DATAPLANE_MODE) == "none" else "ambient"
 
 
 def _echoes(containers: Iterable[Mapping[str, Any]]) -> Iterator[Echo]:

@@ -80,7 +80,7 @@ async def test_the_table_is_what_is_seen_and_not_what_is_expected(tmp_path: Path
     with loopback_fabric() as fabric:
         page = plan_page(fabric)
         companions = [
-            replace(one, command=(*one.command, "--engine", "ambient")) if one.entries else one
+            replace(one, command=(*one.command, "--engine", "ambient")) if one.dedicated else one
             for one in page.companions
         ]
         lab = Lab(page.plan, fabric, tmp_path / "lab", companions=companions)
