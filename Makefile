@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench bench-quick lint format clean
+.PHONY: demo test bench bench-quick bench-growth lint format clean
 
 demo: $(READY)
 	$(BIN)/ztun demo --check
@@ -18,6 +18,9 @@ bench: $(READY)
 
 bench-quick: $(READY)
 	$(BIN)/python -m tests.bench --quick --json bench-quick.json $(ARGS)
+
+bench-growth: $(READY)
+	$(BIN)/python -m tests.bench.growth $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

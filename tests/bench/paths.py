@@ -39,6 +39,8 @@ from tests.peers.node import Forward, NodeProcess, Pod, ProxyProcess, write_mesh
 from tests.peers.process import Process
 from tests.peers.traffic import Address, ApplicationProcess
 
+SIDES = ("source", "destination")
+
 
 @dataclass(frozen=True, slots=True)
 class MeshPath:
@@ -50,6 +52,8 @@ class MeshPath:
     proxies: tuple[Process, ...]
     configs: tuple[Path, ...] = ()
     """The ``--config`` directory of each proxy, where it is one of ztun's."""
+    lags: tuple[Path, ...] = ()
+    """The file that the event loop of each proxy tells its lags to, where it is ``watched``."""
 
     @property
     def alive(self) -> bool:
@@ -168,11 +172,13 @@ class Mesh:
         ]
 
     @contextmanager
-    def ztun(self, pod: str, *, tag: str = "pair", documents: Documents = ()) -> Iterator[MeshPath]:
+    def ztun(
+        self, pod: str, *, tag: str = "pair", documents: Documents = (), watched: bool = False
+    ) -> Iterator[MeshPath]:
         """``--forward`` of the client's node to the node of the server's pod.
 
         With more ``documents`` each proxy has a configuration directory of its own, in whose ``more.yaml`` they are,
-        and the client dials the virtual address of the server's service.
+        and the client dials the virtual address of the server's service. ``watched`` proxies time their event loops.
         """
         pods = [Pod(CLIENT.service_account, self._block.take(), f"{tag}-source")]
         pods += [Pod(SERVER.service_account, pod, f"{tag}-destination")]
@@ -180,17 +186,18 @@ class Mesh:
         if documents:
             own.append(server_service(waypoint=False))
         configs = []
-        for side in ("source", "destination"):
+        lags = tuple(self.directory / f"{tag}-{side}.lag" for side in SIDES) if watched else ()
+        for side in SIDES:
             configs.append(write_mesh(self.directory / f"mesh-{tag}-{side}", pods, own))
             if documents:
                 write_documents(configs[-1] / "more.yaml", documents)
         forwards = self._forwards(VIP if documents else pod, pods[0])
         with (
-            self._node(f"{tag}-destination", configs[1]) as destination,
-            self._node(f"{tag}-source", configs[0], forwards) as source,
+            self._node(f"{tag}-destination", configs[1], lag=lags[1] if watched else None) as destination,
+            self._node(f"{tag}-source", configs[0], forwards, lag=lags[0] if watched else None) as source,
         ):
             echo, http = (forward.listen for forward in forwards)
-            yield MeshPath("ztun", echo, http, (source, destination), tuple(configs))
+            yield MeshPath("ztun", echo, http, (source, destination), tuple(configs), lags)
 
     @contextmanager
     def ztun_waypoint(
@@ -249,13 +256,16 @@ class Mesh:
         ):
             yield MeshPath("nginx", outer[ECHO_PORT], outer[HTTP_PORT], (source, destination))
 
-    def _node(self, name: str, config: Path, forwards: Sequence[Forward] = ()) -> NodeProcess:
+    def _node(
+        self, name: str, config: Path, forwards: Sequence[Forward] = (), *, lag: Path | None = None
+    ) -> NodeProcess:
         return NodeProcess(
             name,
             config=config,
             authority=self.authority.directory,
             directory=self.directory,
             forwards=forwards,
+            wrapper=["tests.bench.growth.watched", str(lag)] if lag is not None else (),
         )
 
 

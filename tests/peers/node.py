@@ -140,7 +140,7 @@ class ProxyProcess(Process):
 
 
 class NodeProcess(ProxyProcess):
-    """``ztun proxy`` for one node."""
+    """``ztun proxy`` for one node. ``wrapper`` is a module, with its arguments, that runs the module ``ztun``."""
 
     def __init__(
         self,
@@ -151,8 +151,9 @@ class NodeProcess(ProxyProcess):
         directory: Path,
         forwards: Sequence[Forward] = (),
         environment: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
     ) -> None:
-        command = ["ztun", "proxy", "--node", node]
+        command = [*wrapper, "ztun", "proxy", "--node", node]
         for forward in forwards:
             command += ["--forward", str(forward)]
         super().__init__(

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-READY_SECONDS = 20.0  # a cold interpreter or an Envoy on a busy two-core machine
+READY_SECONDS = 60.0  # a cold interpreter that reads 10,000 documents on a busy two-core machine
 STOP_SECONDS = 10.0  # an idle proxy ends at once; one that drains is stopped with its own deadline
 POLL_SECONDS = 0.02
 LOG_TAIL_BYTES = 8192
@@ -158,6 +158,11 @@ class Process:
         """User and system time of the whole process so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+
+    def peak_rss_bytes(self) -> int:
+        """The largest resident set size so far."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
     def rss_bytes(self) -> int:
         """Resident set size."""
