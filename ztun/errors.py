@@ -3,6 +3,7 @@
 ``ZtunError``
  ├─ ``ConfigError``         a document, flag or environment variable cannot be used
  ├─ ``CaptureError``        the connection could not be attributed to a pod or an original destination
+ ├─ ``DnsError``            a name could not be resolved
  ├─ ``RouteError``          no place to send the connection to
  ├─ ``ConnectError``        the next hop could not be reached over TCP
  ├─ ``TunnelTlsError``      the TLS session with the next hop failed
@@ -50,6 +51,12 @@ class CaptureError(ZtunError):
     """The connection could not be attributed to a local workload or to an original destination."""
 
     stage = "capture"
+
+
+class DnsError(ZtunError):
+    """The nameservers gave no answer, or could not be asked."""
+
+    stage = "dns"
 
 
 class RouteError(ZtunError):

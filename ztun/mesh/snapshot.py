@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
@@ -124,13 +124,30 @@ class Snapshot:
             covering, key=lambda one: (one[1].namespace == client_namespace, one[0], one[1].canonical)
         )[1]
 
-    def service_by_hostname(self, host: str, client_namespace: str | None) -> Service | None:
-        """The service a client means by a name: an exact one, else the most specific wildcard (``*.b.c``)."""
+    def service_by_hostname(
+        self,
+        host: str,
+        client_namespace: str | None,
+        *,
+        preferred_namespace: str = "",
+        usable: Callable[[Service], bool] | None = None,
+    ) -> Service | None:
+        """The service a client means by a name: an exact one, else the most specific wildcard (``*.b.c``).
+
+        ``preferred_namespace`` ranks behind canonical. Services that are not ``usable`` do not count.
+        """
+
+        def best(name: str) -> Service | None:
+            services = self._by_hostname.get(name, ())
+            if usable is not None and services:
+                services = tuple(filter(usable, services))
+            return _best(services, client_namespace, preferred_namespace)
+
         host = host.lower().removesuffix(".")
-        found = _best(self._by_hostname.get(host, ()), client_namespace)
+        found = best(host)
         while found is None and "." in host:
             host = host.partition(".")[2]
-            found = _best(self._by_hostname.get(f"*.{host}", ()), client_namespace)
+            found = best(f"*.{host}")
         return found
 
     def services_with_hostname(self, host: str) -> tuple[Service, ...]:
@@ -156,11 +173,20 @@ class Snapshot:
         return self._target_policies.get((namespace, group, kind, name), ())
 
 
-def _best(services: Sequence[Service], client_namespace: str | None) -> Service | None:
+def _best(
+    services: Sequence[Service], client_namespace: str | None, preferred_namespace: str = ""
+) -> Service | None:
     visible = [service for service in services if is_visible(service, client_namespace)]
     if len(visible) < 2:
         return visible[0] if visible else None
-    return max(visible, key=lambda service: (service.namespace == client_namespace, service.canonical))
+    return max(
+        visible,
+        key=lambda service: (
+            service.namespace == client_namespace,
+            service.canonical,
+            service.namespace == preferred_namespace,
+        ),
+    )
 
 
 def build_snapshot(

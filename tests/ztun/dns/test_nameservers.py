@@ -1,0 +1,53 @@
+"""resolv.conf: read once, and again when it changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ztun.dns.nameservers import ResolvConf
+
+pytestmark = pytest.mark.unit
+
+
+def test_what_is_used_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text(
+        "# comment\n; another\nsearch App.svc.cluster.local svc.cluster.local\n"
+        "nameserver 192.0.2.1\nnameserver 2001:DB8:0:0::1\nnameserver 192.0.2.1\n"
+        "nameserver 192.0.2.3\nnameserver 192.0.2.4\noptions ndots:5 timeout:1\n"
+    )
+    conf = ResolvConf(path)
+    assert conf.nameservers() == (("192.0.2.1", 53), ("2001:db8::1", 53), ("192.0.2.3", 53))
+    assert conf.search() == ("app.svc.cluster.local", "svc.cluster.local")
+
+
+def test_a_domain_is_a_search_list_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text("domain Corp.Example.\nnameserver 192.0.2.1\n")
+    assert ResolvConf(path).search() == ("corp.example",)
+
+
+def test_a_change_is_seen_and_a_bad_file_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    conf = ResolvConf(path)
+    assert (conf.nameservers(), conf.search()) == ((), ())
+    path.write_text("nameserver 192.0.2.1\n")
+    assert conf.nameservers() == (("192.0.2.1", 53),)
+    (tmp_path / "new").write_text("nameserver 192.0.2.2\nsearch a.example\n")
+    (tmp_path / "new").replace(path)
+    assert conf.nameservers() == (("192.0.2.2", 53),)
+    for bad in ("", "nameserver elsewhere\n", "search " + "x" * 70 + "\nnameserver 192.0.2.9\n", "\0\xff"):
+        path.write_bytes(bad.encode("latin-1"))
+        assert conf.nameservers() == (("192.0.2.2", 53),)
+        assert conf.search() == ("a.example",)
+    path.unlink()
+    assert conf.nameservers() == (("192.0.2.2", 53),)
+
+
+@pytest.mark.parametrize("zone", ["fe80::1%eth0"])
+def test_an_address_of_one_machine_only_is_left_out(tmp_path: Path, zone: str) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text(f"nameserver {zone}\nnameserver 192.0.2.1\n")
+    assert ResolvConf(path).nameservers() == (("192.0.2.1", 53),)

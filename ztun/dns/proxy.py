@@ -1,0 +1,240 @@
+"""The DNS proxy of one pod: answers what the mesh knows, and passes everything else on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import dns.rcode
+
+from ztun.dns.limits import DnsLimits, InFlight
+from ztun.dns.local import answer_locally
+from ztun.dns.messages import (
+    MIN_UDP_BYTES,
+    BadQuery,
+    Query,
+    failure,
+    read_header,
+    read_query,
+    shortened,
+    udp_room,
+)
+from ztun.dns.metrics import DnsMetrics, dns_labels
+from ztun.dns.nameservers import Address
+from ztun.dns.requests import Reply
+from ztun.dns.tcp import TcpConnections
+from ztun.dns.udp import UdpServer
+from ztun.dns.upstream import SocketFactory, Upstream
+from ztun.dns.zone import ZoneOptions
+from ztun.errors import DnsError, ZtunError
+from ztun.mesh.model import Workload, join_host_port
+from ztun.mesh.snapshot import Snapshot
+from ztun.telemetry.levels import DEBUG
+from ztun.telemetry.logging import get_logger
+
+
+@dataclass(frozen=True, slots=True)
+class DnsSurroundings:
+    """What the DNS proxies of a process have in common. ``in_flight`` counts the queries of all of them."""
+
+    snapshot: Callable[[], Snapshot]
+    nameservers: Callable[[], Sequence[Address]]
+    metrics: DnsMetrics
+    rng: random.Random
+    options: Callable[[], ZoneOptions] = ZoneOptions
+    limits: DnsLimits = field(default_factory=DnsLimits)
+    in_flight: InFlight = field(default_factory=lambda: InFlight(DnsLimits().queries_of_process, "process"))
+
+
+class DnsProxy:
+    """Serves the queries of one pod.
+
+    ``client`` gives the pod's workload, None while the mesh does not know it; ``wait_for_client`` waits for that
+    and raises :class:`ZtunError` after a while. ``make_socket`` makes the sockets that nameservers are asked with.
+    """
+
+    def __init__(
+        self,
+        around: DnsSurroundings,
+        client: Callable[[], Workload | None],
+        make_socket: SocketFactory,
+        *,
+        wait_for_client: Callable[[], Awaitable[Workload]] | None = None,
+    ) -> None:
+        self._around = around
+        self._client = client
+        self._wait_for_client = wait_for_client
+        self._loop = asyncio.get_running_loop()
+        self.upstream = Upstream(around.nameservers, make_socket, around.limits)
+        self._in_flight = InFlight(around.limits.queries, "pod", around.in_flight)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._udp: list[UdpServer] = []
+        self._tcp: list[asyncio.Server] = []
+        self._connections = TcpConnections(
+            self._loop,
+            lambda wire, peer, reply: self._receive(wire, peer, reply, udp=False),
+            lambda: around.metrics.overloads.inc("connections"),
+            around.limits,
+        )
+        self._log = get_logger("dns")
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    async def open(self, udp: Iterable[socket.socket], tcp: Iterable[socket.socket]) -> None:
+        """Serve bound UDP sockets and bound TCP sockets, which are listened on here and closed with the proxy."""
+        udp, tcp = list(udp), list(tcp)
+        self.upstream.own |= {_address(sock) for sock in (*udp, *tcp)}
+        for sock in udp:
+            self._udp.append(
+                UdpServer(
+                    self._loop,
+                    sock,
+                    lambda wire, peer, reply: self._receive(wire, peer, reply, udp=True),
+                )
+            )
+        for sock in tcp:
+            sock.setblocking(False)
+            self._tcp.append(await self._loop.create_server(self._connections.accept, sock=sock))
+
+    def close(self) -> None:
+        """Stop at once: no more queries, no more answers."""
+        for server in self._tcp:
+            server.close()
+        self._connections.close()
+        for listener in self._udp:
+            listener.close()
+        for task in self._tasks:
+            task.cancel()
+
+    async def closed(self) -> None:
+        """Wait until nothing is left of what :meth:`close` has ended."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for server in self._tcp:
+            await server.wait_closed()
+
+    # -- queries ---------------------------------------------------------------------------------------------
+
+    def _receive(self, wire: bytes, peer: Address, reply: Reply, *, udp: bool) -> None:
+        try:
+            query = read_query(wire)
+        except BadQuery as error:
+            self._log.debug("not a query", peer=join_host_port(*peer), error=str(error))
+            reply(error.reply)
+            return
+        if self.upstream.sent(peer):
+            self._log.warning(
+                "a query to a nameserver came back to the proxy",
+                peer=join_host_port(*peer),
+                hint="the proxy's own packets need a mark (PACKET_MARK) that the redirect leaves alone",
+            )
+            reply(failure(query, dns.rcode.SERVFAIL))
+            return
+        client = self._client()
+        if client is None:
+            self._start(self._answer_late(query, reply, udp=udp), query, None, reply, udp=udp)
+        elif not self._answer(query, client, reply, udp=udp):
+            self._start(self._forward(query, client, reply, udp=udp), query, client, reply, udp=udp)
+
+    def _answer(self, query: Query, client: Workload, reply: Reply, *, udp: bool) -> bool:
+        """Answer what the mesh knows; whether it did."""
+        around = self._around
+        found = answer_locally(
+            query, around.snapshot(), client, rng=around.rng, options=around.options(), udp=udp
+        )
+        if found is None:
+            return False
+        self._count(query, client, udp=udp)
+        self._report(query, client, found.result, found.endpoints)
+        reply(found.wire)
+        return True
+
+    def _start(
+        self,
+        work: Coroutine[None, None, None],
+        query: Query,
+        client: Workload | None,
+        reply: Reply,
+        *,
+        udp: bool,
+    ) -> None:
+        """Go on in a task of its own, if there is room for one more."""
+        full = self._in_flight.take()
+        if full is not None:
+            work.close()
+            self._around.metrics.overloads.inc(full.name)
+            self._count(query, client, udp=udp)
+            self._report(query, client, f"too many queries are under way ({full.name})", 0)
+            reply(failure(query, dns.rcode.SERVFAIL))
+            return
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._in_flight.give_back()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("internal error while serving a query", exc_info=error)
+
+    async def _answer_late(self, query: Query, reply: Reply, *, udp: bool) -> None:
+        """A pod that has just started is ahead of its documents."""
+        try:
+            if self._wait_for_client is None:
+                raise DnsError("unknown_source", "the pod is not known")
+            client = await self._wait_for_client()
+        except ZtunError as error:
+            self._count(query, None, udp=udp)
+            self._report(query, None, f"unknown source ({error})", 0)
+            reply(failure(query, dns.rcode.SERVFAIL))
+            return
+        if not self._answer(query, client, reply, udp=udp):
+            await self._forward(query, client, reply, udp=udp)
+
+    async def _forward(self, query: Query, client: Workload, reply: Reply, *, udp: bool) -> None:
+        metrics, labels = self._around.metrics, dns_labels(query.type_text, udp=udp, client=client)
+        self._count(query, client, udp=udp)
+        metrics.upstream_requests.inc(*labels)
+        started = self._loop.time()
+        try:
+            wire = await self.upstream.ask(query, udp=udp)
+        except DnsError as error:
+            metrics.upstream_failures.inc(*labels)
+            self._report(query, client, f"forwarding failed ({error})", 0)
+            reply(failure(query, dns.rcode.SERVFAIL))
+            return
+        finally:
+            metrics.upstream_seconds.observe(self._loop.time() - started, *labels)
+        header = read_header(wire)
+        self._report(query, client, "forwarded", header.answers if header is not None else 0)
+        if udp and len(wire) > MIN_UDP_BYTES and len(wire) > udp_room(query):
+            wire = shortened(query, wire)
+        reply(wire)
+
+    # -- reports ---------------------------------------------------------------------------------------------
+
+    def _count(self, query: Query, client: Workload | None, *, udp: bool) -> None:
+        self._around.metrics.requests.inc(*dns_labels(query.type_text, udp=udp, client=client))
+
+    def _report(self, query: Query, client: Workload | None, result: str, endpoints: int) -> None:
+        if not self._log.enabled(DEBUG):
+            return
+        self._log.debug(
+            "dns request",
+            **{
+                "src.workload": client.name if client is not None else "unknown",
+                "src.namespace": client.namespace if client is not None else "unknown",
+                "query": query.type_text,
+                "domain": query.domain,
+                "result": result,
+                "endpoints": endpoints,
+            },
+        )
+
+
+def _address(sock: socket.socket) -> Address:
+    ip, port = sock.getsockname()[:2]
+    return ip, port

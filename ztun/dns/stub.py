@@ -1,0 +1,47 @@
+"""Resolving a name for the proxy itself, by asking the nameservers as a stub resolver does."""
+
+from __future__ import annotations
+
+import random
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rdatatype
+
+from ztun.dns.messages import read_query
+from ztun.dns.upstream import Upstream
+from ztun.dns.zone import Family
+from ztun.errors import DnsError
+
+UDP_PAYLOAD_BYTES = 1232  # what passes everywhere without fragments (DNS flag day 2020)
+
+
+async def resolve_outside(
+    upstream: Upstream, host: str, family: Family, rng: random.Random
+) -> tuple[str, ...]:
+    """The addresses of ``host`` as the nameservers give them, in their order.
+
+    Raises :class:`DnsError`: those of :meth:`Upstream.ask`, ``dns_lookup`` when the name does not exist or the
+    nameserver fails, ``dns_empty`` when it has no address of the family.
+    """
+    rdtype = dns.rdatatype.A if family == 4 else dns.rdatatype.AAAA
+    question = dns.message.make_query(
+        host, rdtype, use_edns=0, payload=UDP_PAYLOAD_BYTES, id=rng.getrandbits(16)
+    )
+    query = read_query(question.to_wire())
+    wire = await upstream.ask(query, udp=True)
+    try:
+        response = dns.message.from_wire(wire)
+        if response.flags & dns.flags.TC:
+            response = dns.message.from_wire(await upstream.ask(query, udp=False))
+        assert isinstance(response, dns.message.QueryMessage)
+        if response.rcode() != dns.rcode.NOERROR:
+            raise DnsError("dns_lookup", f"{host}: {dns.rcode.to_text(response.rcode())}", peer=host)
+        found = response.resolve_chaining().answer
+    except (dns.exception.DNSException, ValueError) as error:
+        raise DnsError("dns_lookup", f"{host} cannot be resolved: {error}", peer=host) from error
+    if found is None:
+        raise DnsError("dns_empty", f"{host} has no address of IPv{family}", peer=host)
+    return tuple(record.address for record in found)
