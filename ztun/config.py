@@ -30,6 +30,7 @@ T = TypeVar("T")
 OUTBOUND_PORT = 15001
 INBOUND_PLAINTEXT_PORT = 15006
 SOCKS5_PORT = 15080
+INPOD_MARK = 1337  # 0x539, by which the redirect rules know the proxy's own packets
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -44,6 +45,26 @@ class Forward:
     port: int
     namespace: str
     workload: str
+
+
+@dataclass(frozen=True, slots=True)
+class InpodSettings:
+    """In-pod mode: the pods come from a node agent, and are served inside their network namespaces."""
+
+    uds: Path = Path("/var/run/ztunnel/ztunnel.sock")
+    port_reuse: bool = True
+    """Whether an old and a new proxy may listen side by side."""
+    itself: ProxyPod | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyPod:
+    """The pod that this proxy itself is; it is served in the proxy's own namespace."""
+
+    name: str
+    namespace: str
+    service_account: str
+    trust_domain: str = DEFAULT_TRUST_DOMAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +115,19 @@ class ProxySettings:
     access_log: Literal["text", "json", "none"] = "text"
     open_records: bool = False
     capture: bool = False
+    inpod: InpodSettings | None = None
+    """In-pod mode, if that is on."""
+    ipv6: bool = True
+    """Whether wildcard listeners take IPv6 where there is any."""
     hbone_port: int = HBONE_PORT
     """Where the pods' HBONE listeners are. Peers dial 15008 all the same: something in between redirects it."""
     socks5: bool = False
     response_baggage: bool = True
     registry_only: bool = False
     """In sidecar mode: close connections to addresses that the mesh does not know, instead of passing them on."""
-    require_source: bool = False
-    """Refuse an inbound connection whose source address cannot be kept, instead of warning."""
+    keep_source: bool | None = None
+    """Whether applications see the client's address: refuse connections where that cannot be (True), never try
+    (False), or warn where it cannot be (None)."""
     drain_deadline: float = 5.0
     timeouts: ConnectionTimeouts = field(default_factory=ConnectionTimeouts)
     tunnel_timeouts: TunnelTimeouts = field(default_factory=TunnelTimeouts)
@@ -179,6 +205,13 @@ def settings_from(
             hint="name the pod whose proxy this is",
         )
     chosen_format, chosen_level = log_choices(log_format, log_level, environment)
+    inpod, dedicated = _proxy_mode(env)
+    if inpod is not None and mode == "sidecar":
+        raise ConfigError(
+            "sidecar_inpod",
+            "--mode sidecar serves one workload, in-pod mode those that an agent names",
+            hint="unset INPOD_ENABLED and PROXY_MODE, or leave --mode away",
+        )
     pool, sockets, tunnel = PoolLimits(), SocketOptions(), TunnelSettings()
     stream_window = env.integer("HTTP2_STREAM_WINDOW_SIZE", tunnel.stream_window)
     return ProxySettings(
@@ -205,12 +238,14 @@ def settings_from(
         log_level=chosen_level,
         access_log=access_log if access_log is not None else chosen_format,
         open_records=env.flag("ZTUN_ACCESS_LOG_OPEN", default=False),
-        capture=env.flag("ZTUN_CAPTURE", default=False),
+        capture=dedicated,
+        inpod=inpod,
         hbone_port=env.read("ZTUN_HBONE_PORT", HBONE_PORT, parse_port),
         socks5=env.flag("UNSTABLE_ENABLE_SOCKS5", default=False),
         response_baggage=env.flag("ENABLE_RESPONSE_BAGGAGE", default=True),
         registry_only=env.read("ZTUN_OUTBOUND_TRAFFIC_POLICY", False, _registry_only),
-        require_source=env.flag("ENABLE_ORIG_SRC", default=False),
+        ipv6=env.flag("IPV6_ENABLED", default=True),
+        keep_source=env.read("ENABLE_ORIG_SRC", None, _boolean),
         drain_deadline=_drain_deadline(env),
         timeouts=ConnectionTimeouts(
             half_closed=env.duration("ZTUN_HALF_CLOSED_TIMEOUT", ConnectionTimeouts().half_closed),
@@ -224,7 +259,7 @@ def settings_from(
             connect_response=env.duration("ZTUN_CONNECT_RESPONSE_TIMEOUT", TunnelTimeouts().connect_response),
         ),
         sockets=SocketOptions(
-            mark=env.read("PACKET_MARK", None, int),
+            mark=env.read("PACKET_MARK", None if inpod is None else INPOD_MARK, _mark),
             keepalive=env.flag("KEEPALIVE_ENABLED", default=True),
             keepalive_time=int(env.duration("KEEPALIVE_TIME", sockets.keepalive_time)),
             keepalive_interval=int(env.duration("KEEPALIVE_INTERVAL", sockets.keepalive_interval)),
@@ -257,6 +292,32 @@ def log_choices(
         log_format if log_format is not None else env.read("LOG_FORMAT", styles["text"], styles.__getitem__)
     )
     return chosen, log_level or env.read("RUST_LOG", "info", str)
+
+
+def _proxy_mode(env: _Environment) -> tuple[InpodSettings | None, bool]:
+    """In-pod mode (``shared`` of ztunnel), and whether the proxy's own namespace is captured (``dedicated``)."""
+    proxy_mode = env.read("PROXY_MODE", "", {"shared": "shared", "dedicated": "dedicated"}.__getitem__)
+    capture = env.flag("ZTUN_CAPTURE", default=proxy_mode == "dedicated")
+    enabled = env.flag("INPOD_ENABLED", default=proxy_mode == "shared")
+    if enabled and (capture or proxy_mode == "dedicated"):
+        raise ConfigError(
+            "two_proxy_modes",
+            "INPOD_ENABLED serves other namespaces; ZTUN_CAPTURE and PROXY_MODE=dedicated its own",
+            hint="keep one of them",
+        )
+    if not enabled:
+        return None, capture
+    pod = [env.read(name, "", str) for name in ("POD_NAME", "POD_NAMESPACE", "SERVICE_ACCOUNT")]
+    trust_domain = env.read("TRUST_DOMAIN", DEFAULT_TRUST_DOMAIN, str)
+    return InpodSettings(
+        uds=env.read("INPOD_UDS", InpodSettings().uds, Path),
+        port_reuse=env.flag("INPOD_PORT_REUSE", default=True),
+        itself=ProxyPod(pod[0], pod[1], pod[2], trust_domain) if all(pod) else None,
+    ), capture
+
+
+def _mark(text: str) -> int:
+    return int(text, 0)
 
 
 def _drain_deadline(env: _Environment) -> float:

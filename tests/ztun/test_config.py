@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from certs.authority import LEAF_LIFETIME
-from ztun.config import ProxySettings, settings_from
+from ztun.config import InpodSettings, ProxyPod, ProxySettings, settings_from
 from ztun.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -26,3 +26,53 @@ def test_a_lifetime_that_no_ca_would_give_is_refused_at_start(text: str) -> None
     with pytest.raises(ConfigError, match="SECRET_TTL") as raised:
         settings({"SECRET_TTL": text})
     assert raised.value.code == "bad_environment"
+
+
+def test_in_pod_mode_has_ztunnels_defaults() -> None:
+    for name, value in (("INPOD_ENABLED", "true"), ("PROXY_MODE", "shared")):
+        found = settings({name: value})
+        assert found.inpod == InpodSettings(
+            Path("/var/run/ztunnel/ztunnel.sock"), port_reuse=True, itself=None
+        )
+        assert (found.sockets.mark, found.capture) == (1337, False)
+    plain = settings({})
+    assert (plain.inpod, plain.sockets.mark, plain.keep_source, plain.ipv6) == (None, None, None, True)
+
+
+def test_in_pod_settings_are_ztunnels_variables() -> None:
+    found = settings(
+        {
+            "INPOD_ENABLED": "true",
+            "INPOD_UDS": "/run/zds.sock",
+            "INPOD_PORT_REUSE": "false",
+            "PACKET_MARK": "0x53a",
+            "ENABLE_ORIG_SRC": "false",
+            "IPV6_ENABLED": "false",
+            "POD_NAME": "ztunnel-x",
+            "POD_NAMESPACE": "istio-system",
+            "SERVICE_ACCOUNT": "ztunnel",
+            "TRUST_DOMAIN": "td",
+        }
+    )
+    itself = ProxyPod("ztunnel-x", "istio-system", "ztunnel", "td")
+    assert found.inpod == InpodSettings(Path("/run/zds.sock"), port_reuse=False, itself=itself)
+    assert (found.sockets.mark, found.keep_source, found.ipv6) == (0x53A, False, False)
+
+
+def test_dedicated_mode_captures_its_own_namespace() -> None:
+    found = settings({"PROXY_MODE": "dedicated"})
+    assert (found.inpod, found.capture, found.sockets.mark) == (None, True, None)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"INPOD_ENABLED": "true", "ZTUN_CAPTURE": "true"},
+        {"INPOD_ENABLED": "true", "PROXY_MODE": "dedicated"},
+        {"PROXY_MODE": "both"},
+        {"INPOD_ENABLED": "true", "PACKET_MARK": "many"},
+    ],
+)
+def test_modes_that_do_not_go_together_are_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(ConfigError):
+        settings(environment)

@@ -71,11 +71,11 @@ class Ingress(Outbound):
             client = AppSocket(plane.buffers)
             place = view.places.get(address) if view is not None else None
             if view is None or place is None:
-                plane.spawn(self._turn_away(client, local, source))
+                plane.home.spawn(self._turn_away(client, local, source))
                 return client
             arrival = Arrival(view, place, source, local, plane.loop.time())
             serve = self._serve_tls if place.kind is ListenerKind.TLS else self._serve_tcp
-            plane.spawn(serve(client, arrival))
+            plane.home.spawn(serve(client, arrival))
             return client
 
         return accept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from ztun.telemetry.logging import get_logger
 
 if TYPE_CHECKING:
     from waypoint.gateway.places import Address, Place
-    from ztun.net.listeners import Accept
+    from ztun.net.listeners import Accept, Listener
     from ztun.proxy.plane import Plane
 
 
@@ -26,7 +25,7 @@ class Listeners:
     def __init__(self, plane: Plane, accept: Callable[[Address], Accept]) -> None:
         self._plane = plane
         self._accept = accept
-        self._open: dict[Address, asyncio.Server] = {}
+        self._open: dict[Address, Listener] = {}
         self._failed: dict[Address, str] = {}
         self._log = get_logger("gateway")
 
@@ -67,5 +66,5 @@ class Listeners:
     def close(self) -> None:
         """Close all of them; open connections go on."""
         for server in self._open.values():
-            server.close()
+            server.finish()
         self._open.clear()

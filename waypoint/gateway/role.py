@@ -87,6 +87,9 @@ class GatewayRole:
                 hint="its routers need a method listeners(hop), as those of ambient and sidecar have",
             )
 
+    async def run(self) -> None:
+        """Nothing goes on beside the connections."""
+
     async def reconcile(self, snapshot: Snapshot) -> None:
         """Follow a snapshot: rules, then listeners."""
         async with self._lock:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from ztun.errors import ConfigError, RelayError
 from ztun.mesh.model import AppTunnelProtocol, Workload
-from ztun.net.listeners import listen
+from ztun.net.listeners import Listener, listen
 from ztun.telemetry.config_dump import ServedWorkload
 from ztun.telemetry.logging import get_logger
 
@@ -27,7 +26,7 @@ class OwnPod:
         self._requests = requests
         self._sandwich = sandwich
         self._workload: Workload | None = None
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[Listener] = []
         self._retry_at = 0.0
         self._log = get_logger("waypoint")
 
@@ -61,13 +60,13 @@ class OwnPod:
     def stop_accepting(self) -> None:
         """Close the listeners; open connections go on."""
         for server in self._servers:
-            server.close()
+            server.finish()
 
     # -- inside ----------------------------------------------------------------------------------------------
 
     async def _listen(self, workload: Workload) -> None:
         name = f"{workload.namespace}/{workload.name}"
-        opened: list[asyncio.Server] = []
+        opened: list[Listener] = []
         tunnel = workload.application_tunnel
         try:
             if tunnel is not None and tunnel.protocol is not AppTunnelProtocol.PROXY:
@@ -87,7 +86,7 @@ class OwnPod:
         self._servers = opened
         self._log.info("waypoint listens", workload=name)
 
-    async def _listen_on(self, workload: Workload, ip: str) -> asyncio.Server:
+    async def _listen_on(self, workload: Workload, ip: str) -> Listener:
         plane, uid, tunnel = self._plane, workload.uid, workload.application_tunnel
         if tunnel is not None:
             return await listen(

@@ -52,6 +52,9 @@ class WaypointRole:
         self._routers.load(self._plane.snapshot)
         own_pod(self._plane.snapshot, self._waypoint, self._plane.settings.workload)
 
+    async def run(self) -> None:
+        """Nothing goes on beside the connections."""
+
     async def reconcile(self, snapshot: Snapshot) -> None:
         """Compile the rules beside the traffic, and listen as the pod that the snapshot shows."""
         await self._routers.recompile(snapshot)

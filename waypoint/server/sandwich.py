@@ -42,7 +42,7 @@ class Sandwich:
         """Protocol for an accepted connection to the pod ``uid``."""
         client = AppSocket(self._plane.buffers)
         reader = _HeaderReader(self._plane.loop.create_future(), client, transport)
-        self._plane.spawn(self._serve(client, reader, uid, local, peer))
+        self._plane.home.spawn(self._serve(client, reader, uid, local, peer))
         return reader
 
     async def _serve(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ztun.errors import ConnectError, NetworkPolicySuspected
 from ztun.mesh.model import HBONE_PORT, join_host_port
+from ztun.net.namespaces import NetworkNamespace, tcp_socket
 
 IP_TRANSPARENT = 19
 IP_FREEBIND = 15
@@ -61,9 +62,16 @@ class Dialled:
 
 
 async def connect(
-    address: tuple[str, int], *, options: SocketOptions, timeout: float, source_ip: str | None = None
+    address: tuple[str, int],
+    *,
+    options: SocketOptions,
+    timeout: float,
+    source_ip: str | None = None,
+    namespace: NetworkNamespace | None = None,
 ) -> Dialled:
     """Connect to ``address`` (ip, port), from ``source_ip`` where the system allows that.
+
+    ``namespace`` is where the socket is made, this process's own when there is none.
 
     Raises :class:`ConnectError` with a code (``connect_timeout``, ``connect_refused``, ``connect_unreachable``,
     ``connect_failed``); :class:`NetworkPolicySuspected` when an HBONE port does not answer at all.
@@ -71,7 +79,10 @@ async def connect(
     ip, port = address
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     peer = join_host_port(ip, port)
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock = tcp_socket(family) if namespace is None else namespace.tcp_socket(family)
+    except OSError as error:
+        raise _connect_error(error, peer) from error
     try:
         options.apply(sock)
         source_kept = source_ip is None or source_ip == ip or _bind_source(sock, family, source_ip)
@@ -138,6 +149,14 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
+def make_transparent(sock: socket.socket) -> None:
+    """Let a socket have an address of another host. Raises ``OSError`` without NET_ADMIN."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+
+
 def _bind_source(sock: socket.socket, family: int, source_ip: str) -> bool:
     """Bind to an address that may belong to another host; False when the system does not let us."""
     if (":" in source_ip) != (family == socket.AF_INET6):
@@ -150,11 +169,10 @@ def _bind_source(sock: socket.socket, family: int, source_ip: str) -> bool:
     else:
         return True
     try:
+        make_transparent(sock)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
         else:
-            sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
             sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
         sock.bind((source_ip, 0))
     except OSError:

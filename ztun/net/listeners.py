@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from ztun.errors import ConfigError
 from ztun.mesh.model import canonical_ip, join_host_port
+from ztun.net.dial import make_transparent
+from ztun.net.namespaces import NetworkNamespace, tcp_socket
 
 if TYPE_CHECKING:
     from ztun.net.dial import SocketOptions
@@ -47,34 +51,103 @@ def _address(name: tuple[str, int] | None) -> tuple[str, int] | None:
     return (canonical_ip(name[0]), name[1]) if name else None
 
 
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """How to listen. ``namespace`` is where, this process's own when there is none."""
+
+    namespace: NetworkNamespace | None = None
+    backlog: int = BACKLOG
+    port_reuse: bool = True
+    """An old and a new proxy listen side by side during an upgrade (SO_REUSEPORT)."""
+    transparent: bool | None = False
+    """Whether accepted connections may have any local address: yes, no, or where the system allows it (None)."""
+
+
+ORDINARY = Listening()
+
+
+class Listener:
+    """A listening socket that is served by the loop."""
+
+    def __init__(self, server: asyncio.Server, sock: socket.socket, make: Callable[[], Acceptor]) -> None:
+        self._server = server
+        self._sock = sock
+        self._make = make
+        self._rest: set[asyncio.Future[tuple[asyncio.Transport, Acceptor]]] = set()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(ip, port); raises ``OSError`` once it is closed."""
+        ip, port = self._sock.getsockname()[:2]
+        return ip, port
+
+    def close(self) -> None:
+        """Stop at once; the kernel resets who is in the queue, or gives it to another process that listens."""
+        self._server.close()
+
+    def finish(self) -> None:
+        """Accept who is in the kernel's queue already, then stop: they were promised a connection."""
+        loop = self._server.get_loop()
+        while self._server.is_serving():
+            try:
+                sock, _ = self._sock.accept()
+            except OSError:  # mostly because there is nobody left
+                break
+            sock.setblocking(False)
+            taken = asyncio.ensure_future(loop.connect_accepted_socket(self._make, sock))
+            self._rest.add(taken)
+            taken.add_done_callback(self._rest.discard)
+        self.close()
+
+
 async def listen(
-    ip: str, port: int, accept: Accept, options: SocketOptions, *, purpose: str
-) -> asyncio.Server:
+    ip: str,
+    port: int,
+    accept: Accept,
+    options: SocketOptions,
+    *,
+    purpose: str,
+    how: Listening = ORDINARY,
+) -> Listener:
     """Listen on one address. Raises :class:`ConfigError` that says who might hold it.
 
     The options are set on the listening socket; Linux hands them to every socket it accepts.
     """
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock = tcp_socket(family) if how.namespace is None else how.namespace.tcp_socket(family)
+    except OSError as error:
+        raise _cannot_listen(ip, port, purpose, error) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # an old and a new proxy overlap during an upgrade
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if how.port_reuse:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if ip == "::" else 1)
+        if how.transparent or how.transparent is None:
+            with contextlib.suppress(*(() if how.transparent else (OSError,))):
+                make_transparent(sock)
         options.apply(sock)
         sock.bind((ip, port))
-        sock.listen(BACKLOG)
+        sock.listen(how.backlog)
     except OSError as error:
         sock.close()
-        raise ConfigError(
-            "listen_failed",
-            f"cannot listen on {join_host_port(ip, port)} for {purpose}: {error.strerror}",
-            hint=_hint(error),
-        ) from error
+        raise _cannot_listen(ip, port, purpose, error) from error
     local = None if ip in _ANY_ADDRESS else (canonical_ip(ip), int(sock.getsockname()[1]))
     loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: Acceptor(accept, local), sock=sock, backlog=BACKLOG)
+
+    def make() -> Acceptor:
+        return Acceptor(accept, local)
+
+    return Listener(await loop.create_server(make, sock=sock, backlog=how.backlog), sock, make)
+
+
+def _cannot_listen(ip: str, port: int, purpose: str, error: OSError) -> ConfigError:
+    return ConfigError(
+        "listen_failed",
+        f"cannot listen on {join_host_port(ip, port)} for {purpose}: {error.strerror}",
+        hint=_hint(error),
+    )
 
 
 def _hint(error: OSError) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self, TypeVar
@@ -31,13 +32,13 @@ class NetworkNamespace:
     def __init__(self, descriptor: int, path: Path) -> None:
         self.path = path
         """Where it was opened, for messages and for comparing."""
-        self.descriptor = descriptor
-        status = os.fstat(descriptor)
-        self.key = (status.st_dev, status.st_ino)
+        self.key = _key(descriptor)
         """Device and inode: no other namespace has the same as long as this one is held open."""
-        own = _OWN_THREAD.stat()
-        self.is_own = self.key == (own.st_dev, own.st_ino)
+        # kept, for opening it anew would be half of the cost of making a socket inside
+        self._back = os.open(_OWN_THREAD, os.O_RDONLY | os.O_CLOEXEC)
+        self.is_own = self.key == _key(self._back)
         """Whether this is the namespace that this process itself is in."""
+        self.descriptor = descriptor
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -89,24 +90,45 @@ class NetworkNamespace:
         """Let go of it."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
+            os.close(self._back)
             self.descriptor = -1
 
     def run(self, work: Callable[[], T]) -> T:
         """Call a short function inside, on this thread. Raises ``OSError`` when that is not allowed."""
         if self.is_own:
             return work()
-        back = os.open(_OWN_THREAD, os.O_RDONLY | os.O_CLOEXEC)
+        _enter(self.descriptor)
         try:
-            _enter(self.descriptor)
-            try:
-                return work()
-            finally:
-                try:
-                    _enter(back)
-                except OSError:
-                    os.abort()  # everything after this would happen in the wrong namespace
+            return work()
         finally:
-            os.close(back)
+            try:
+                _enter(self._back)
+            except OSError:
+                os.abort()  # everything after this would happen in the wrong namespace
+
+    def tcp_socket(self, family: int) -> socket.socket:
+        """A TCP socket inside, non-blocking and not inherited. Raises ``OSError``, also once this is closed."""
+        return self.run(lambda: tcp_socket(family))
+
+
+def tcp_socket(family: int) -> socket.socket:
+    """A TCP socket in the namespace of the calling thread, non-blocking and not inherited."""
+    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+def has_ipv6() -> bool:
+    """Whether the namespace of the calling thread has IPv6; a kernel or a namespace may have it switched off."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _key(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
 
 
 def _enter(descriptor: int) -> None:

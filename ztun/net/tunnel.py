@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ztun.hbone.settings import TunnelSettings
     from ztun.hbone.stream import TunnelStream
     from ztun.net.buffers import LoopBuffers
+    from ztun.net.namespaces import NetworkNamespace
     from ztun.net.tls import TlsTransport
 
 
@@ -239,9 +240,12 @@ async def dial_tunnel(
     source_ip: str | None,
     options: SocketOptions,
     timeouts: TunnelTimeouts,
+    namespace: NetworkNamespace | None = None,
 ) -> Tunnel:
     """Connect, shake hands, exchange SETTINGS. Raises :class:`ZtunError` of the stage that failed."""
-    dialled = await connect(address, options=options, timeout=timeouts.connect, source_ip=source_ip)
+    dialled = await connect(
+        address, options=options, timeout=timeouts.connect, source_ip=source_ip, namespace=namespace
+    )
     tunnel.source_kept = dialled.source_kept
     loop = asyncio.get_running_loop()
     try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ztun.mesh.model import Authorization, Service, Workload
     from ztun.mesh.snapshot import Snapshot
     from ztun.net.relay import Relay
+    from ztun.proxy.site import Site
     from ztun.telemetry.access_log import AccessLog
     from ztun.telemetry.metrics import Metrics
 
@@ -48,6 +49,8 @@ class LiveConnection:
     policies: Callable[[Snapshot], Sequence[Authorization]] | None = None
     """The policies that apply to it, where that is not those of ``local`` (a waypoint judges for others)."""
     peer: PeerIdentity | None = None
+    site: Site | None = None
+    """Where its sockets are, in in-pod mode the pod's own."""
     relay: Relay | None = None
     series: TrafficSeries | None = None
     published_up: int = 0

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ztun.net.app_socket import AppSocket
     from ztun.net.dial import SocketOptions
     from ztun.proxy.plane import Plane
+    from ztun.proxy.site import Site
     from ztun.traffic.policy import Keepalive, PoolLimits
 
 ATTEMPTS = 2  # the first endpoint and one other; no byte of the client was consumed before
@@ -49,8 +50,9 @@ class Reached:
 class Connector:
     """Makes the server end of a connection."""
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: Plane, site: Site | None = None) -> None:
         self._plane = plane
+        self._site = site or plane.home
 
     async def reach(
         self,
@@ -122,9 +124,8 @@ class Connector:
         address = await self._resolve(route.address)
         if route.kind in (RouteKind.PASSTHROUGH, RouteKind.TCP):
             options = _with_keepalive(plane.settings.sockets, keepalive)
-            app, _ = await plane.dial_plain(
-                address, _source_ip(source, source_address, address), options=options
-            )
+            source_ip = self._source_ip(source, source_address, address)
+            app, _ = await self._site.dial_plain(address, source_ip, options=options)
             return app, None
         assert route.authority is not None
         headers = connect_headers(
@@ -135,11 +136,23 @@ class Connector:
             ),
             traceparent=new_traceparent(plane.rng),
         )
-        source_ip = _source_ip(source, source_address, address)
+        source_ip = self._source_ip(source, source_address, address)
         key = PoolKey(source.identity, frozenset(route.expected), address, source_ip)
         limit = plane.settings.tunnel_timeouts.connect_response
-        tunnel, stream, _ = await plane.pool.open(key, headers, limit)
+        tunnel, stream, _ = await self._site.pool.open(key, headers, limit)
         return stream, tunnel.peer
+
+    def _source_ip(self, source: Workload, client: tuple[str, int], address: tuple[str, int]) -> str | None:
+        """The address to dial from: the client's if it is the workload's own, else one of the workload's.
+
+        Inside the pod's own namespace that is the kernel's business.
+        """
+        if self._site.namespace is not None:
+            return None
+        if client[0] in source.addresses:
+            return client[0]
+        wants_v6 = ":" in address[0]
+        return next((ip for ip in source.addresses if (":" in ip) is wants_v6), None)
 
     async def _resolve(self, address: tuple[str, int]) -> tuple[str, int]:
         """A workload that is known by DNS name only is resolved when it is dialled."""
@@ -156,14 +169,6 @@ class Connector:
             raise ConnectError("dns_empty", f"{host} has no address", peer=host)
         sockaddr = plane.rng.choice(found)[4]
         return str(sockaddr[0]), port
-
-
-def _source_ip(source: Workload, client: tuple[str, int], address: tuple[str, int]) -> str | None:
-    """The address to dial from: the client's if it is the workload's own, else one of the workload's."""
-    if client[0] in source.addresses:
-        return client[0]
-    wants_v6 = ":" in address[0]
-    return next((ip for ip in source.addresses if (":" in ip) is wants_v6), None)
 
 
 def _with_keepalive(options: SocketOptions, keepalive: Keepalive | None) -> SocketOptions:

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 from ztun.errors import CaptureError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.net.app_socket import AppSocket
-from ztun.net.listeners import listen
+from ztun.net.listeners import ORDINARY, Listener, Listening, listen
 from ztun.net.socks5 import GENERAL, SocksError, SocksNegotiation, reply, reply_code
 from ztun.proxy.outbound import wait_for_workload
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ztun.config import Forward
     from ztun.mesh.model import Workload
     from ztun.proxy.outbound import Outbound
     from ztun.proxy.plane import Plane
+    from ztun.proxy.site import Site
 
 
 def local_workload(plane: Plane, namespace: str, name: str) -> Workload | None:
@@ -31,14 +34,14 @@ def local_workload(plane: Plane, namespace: str, name: str) -> Workload | None:
     return next((one for one in sorted(pods, key=lambda pod: pod.name) if one.workload_name == name), None)
 
 
-async def open_forward(plane: Plane, outbound: Outbound, forward: Forward) -> asyncio.Server:
+async def open_forward(plane: Plane, outbound: Outbound, forward: Forward) -> Listener:
     """Listen on a forwarded port; whoever connects enters the mesh as the workload that the forward names."""
 
     def accept(
         transport: asyncio.Transport, local: tuple[str, int], peer: tuple[str, int]
     ) -> asyncio.BaseProtocol:
         client = AppSocket(plane.buffers)
-        plane.spawn(serve(client, peer))
+        plane.home.spawn(serve(client, peer))
         return client
 
     async def serve(client: AppSocket, peer: tuple[str, int]) -> None:
@@ -53,6 +56,9 @@ async def open_forward(plane: Plane, outbound: Outbound, forward: Forward) -> as
             )
             client.abort(ErrorCode.CONNECT_ERROR)
             return
+        except asyncio.CancelledError:
+            client.abort(ErrorCode.CONNECT_ERROR)
+            raise
         # the client stands for the workload, so the tunnel is dialled from the workload's address
         address = (source.addresses[0], peer[1]) if source.addresses else peer
         await outbound.serve(client, source, address, forward.host, forward.port)
@@ -66,8 +72,19 @@ async def open_forward(plane: Plane, outbound: Outbound, forward: Forward) -> as
     )
 
 
-async def open_socks5(plane: Plane, outbound: Outbound, uid: str, ip: str, port: int) -> asyncio.Server:
-    """Listen for SOCKS5 on a pod's address. Only the pod itself may use it, or anybody on a loopback address."""
+async def open_socks5(
+    plane: Plane,
+    site: Site,
+    outbound: Outbound,
+    address: tuple[str, int],
+    find: Callable[[], Workload | None],
+    how: Listening = ORDINARY,
+) -> Listener:
+    """Listen for SOCKS5 for the pod that ``find`` gives.
+
+    Only the pod itself may use it, or anybody where ``address`` (ip, port) is one of the loopback interface.
+    """
+    ip, port = address
     loopback = ipaddress.ip_address(ip).is_loopback
 
     def accept(
@@ -75,11 +92,11 @@ async def open_socks5(plane: Plane, outbound: Outbound, uid: str, ip: str, port:
     ) -> asyncio.BaseProtocol:
         client = AppSocket(plane.buffers)
         conversation = _SocksClient(plane, client, transport)
-        plane.spawn(serve(client, peer, conversation))
+        site.spawn(serve(client, peer, conversation))
         return conversation
 
     async def serve(client: AppSocket, peer: tuple[str, int], conversation: _SocksClient) -> None:
-        source = plane.snapshot.workload_by_uid(uid)
+        source = find()
         try:
             if source is None or not (loopback or peer[0] in source.addresses):
                 raise CaptureError("unknown_source", f"{peer[0]} may not enter the mesh as this workload")
@@ -88,11 +105,14 @@ async def open_socks5(plane: Plane, outbound: Outbound, uid: str, ip: str, port:
             plane.connections.refused("outbound", f"{peer[0]}:{peer[1]}", f"{ip}:{port}", error)
             conversation.give_up()
             return
+        except asyncio.CancelledError:  # the pod or the proxy is going
+            conversation.give_up()
+            raise
         host, target_port = request
-        address = (source.addresses[0], peer[1])
-        await outbound.serve(client, source, address, host, target_port, answered=conversation.answer)
+        client_address = (source.addresses[0], peer[1])
+        await outbound.serve(client, source, client_address, host, target_port, answered=conversation.answer)
 
-    return await listen(ip, port, accept, plane.settings.sockets, purpose="SOCKS5")
+    return await listen(ip, port, accept, plane.settings.sockets, purpose="SOCKS5", how=how)
 
 
 class _SocksClient(asyncio.Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ztun.errors import ConnectError, PolicyDenied
+from ztun.errors import PolicyDenied
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.authorization import Attempt, authorize
 from ztun.mesh.baggage import parse_forwarded_host
@@ -53,7 +53,7 @@ class Inbound(TunnelServer):
         self._authorize(tunnel, local, connection)
         # a PROXY protocol header is believed because it comes from the pod itself; the client's address is in it
         source_ip = tunnel.source[0] if target.proxy_destination is None else target.ip
-        app, dialled = await plane.dial_plain((target.ip, target.port), source_ip)
+        app = await self._site.dial_application((target.ip, target.port), source_ip)
         if plane.snapshot is not judged:
             # a reload judges established connections only; this one was between the two
             try:
@@ -61,19 +61,6 @@ class Inbound(TunnelServer):
             except PolicyDenied:
                 app.abort(ErrorCode.CANCEL)
                 raise
-        if not dialled.source_kept:
-            if plane.settings.require_source:
-                app.abort(ErrorCode.CANCEL)
-                raise ConnectError(
-                    "source_not_kept",
-                    f"the application cannot be dialled from {tunnel.source[0]}",
-                    hint="the proxy needs NET_ADMIN, or unset ENABLE_ORIG_SRC",
-                )
-            self._log.warning(
-                "the client's address is not kept, the application sees the proxy's",
-                workload=f"{local.namespace}/{local.name}",
-                hint="the proxy needs NET_ADMIN",
-            )
         if target.proxy_destination is not None:
             assert tunnel.peer is not None
             header = proxy_v2_header(tunnel.source, target.proxy_destination, str(tunnel.peer.identity))
@@ -120,6 +107,7 @@ class Inbound(TunnelServer):
             started=started,
             attempt=Attempt(tunnel.source[0], identity, target.ip, target.port),
             peer=tunnel.peer,
+            site=self._site,
             labels=TrafficLabels(
                 "destination", source, local, target.service, identity, local.identity, True
             ),

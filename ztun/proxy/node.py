@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from ztun.proxy.entries import open_forward
 from ztun.proxy.inbound import Inbound
+from ztun.proxy.inpod import InpodPods
 from ztun.proxy.outbound import Outbound
 from ztun.proxy.passthrough import Passthrough
 from ztun.proxy.pods import Pods
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ztun.config import ProxySettings
     from ztun.errors import ZtunError
     from ztun.mesh.snapshot import Snapshot
+    from ztun.net.listeners import Listener
     from ztun.proxy.plane import Plane
     from ztun.telemetry.config_dump import ServedWorkload
 
@@ -45,16 +46,19 @@ class NodeRole:
         else:
             self._outbound = Outbound(plane)
         self._pods = Pods(plane, self._outbound, self._inbound, Passthrough(plane))
-        self._forwards: list[asyncio.Server] = []
+        self._inpod: InpodPods | None = None
+        if plane.settings.inpod is not None:
+            self._inpod = InpodPods(plane, plane.settings.inpod)
+        self._forwards: list[Listener] = []
 
     @property
     def pending(self) -> int:
-        """How many pods have no listeners yet."""
+        """How many pods have no listeners yet; in in-pod mode readiness counts those."""
         return self._pods.pending
 
     def served(self) -> Sequence[ServedWorkload]:
         """The local pods."""
-        return self._pods.served()
+        return self._inpod.served() if self._inpod is not None else self._pods.served()
 
     async def open(self) -> None:
         """Captures and forwards, in sidecar mode after the rules were compiled."""
@@ -62,12 +66,22 @@ class NodeRole:
             self._routers.load(self._plane.snapshot)
         if self._plane.settings.capture:
             await self._pods.open_captures()
+        if self._inpod is not None:
+            await self._inpod.open()
         for forward in self._plane.settings.forwards:
             self._forwards.append(await open_forward(self._plane, self._outbound, forward))
 
+    async def run(self) -> None:
+        """Follow the node agent in in-pod mode. Raises :class:`ZdsError` when it makes no sense."""
+        if self._inpod is not None:
+            await self._inpod.run()
+
     async def reconcile(self, snapshot: Snapshot) -> None:
         """Open and close the listeners of pods that came and went, and follow the rules."""
-        await self._pods.reconcile(snapshot)
+        if self._inpod is not None:
+            self._inpod.reconcile(snapshot)
+        else:
+            await self._pods.reconcile(snapshot)
         if self._routers is not None:
             await self._routers.recompile(snapshot)
 
@@ -77,26 +91,36 @@ class NodeRole:
 
     def tick(self, now: float) -> None:
         """Keepalive of the accepted tunnels."""
-        self._inbound.tick(now)
+        for inbound in self._inbounds():
+            inbound.tick(now)
 
     def cut_revoked(self, bundle: TrustBundle) -> int:
         """Close the tunnels of peers that were revoked."""
-        return self._inbound.cut_revoked(bundle)
+        return sum(inbound.cut_revoked(bundle) for inbound in self._inbounds())
 
     def stop_accepting(self) -> None:
         """Close every listener."""
         for server in self._forwards:
-            server.close()
+            server.finish()
         self._pods.stop_accepting()
+        if self._inpod is not None:
+            self._inpod.stop_accepting()
 
     def drain(self) -> None:
         """Ask the peers of accepted tunnels to move on."""
-        self._inbound.drain()
+        for inbound in self._inbounds():
+            inbound.drain()
 
     def close(self, failure: ZtunError) -> None:
         """Cut the accepted tunnels."""
-        self._inbound.close(failure)
+        for inbound in self._inbounds():
+            inbound.close(failure)
 
     async def closed(self) -> None:
         """Wait for the last accepted tunnel."""
-        await self._inbound.closed()
+        for inbound in self._inbounds():
+            await inbound.closed()
+
+    def _inbounds(self) -> list[Inbound]:
+        """Those who accept tunnels."""
+        return [self._inbound, *(self._inpod.inbounds() if self._inpod is not None else ())]

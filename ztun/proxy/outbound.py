@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ztun.net.app_socket import AppSocket
     from ztun.proxy.destinations import Lease
     from ztun.proxy.plane import Plane
+    from ztun.proxy.site import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,10 @@ class Way:
 class Outbound:
     """Serves the connections of local pods, however they were captured."""
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: Plane, site: Site | None = None) -> None:
         self._plane = plane
-        self._connector = Connector(plane)
+        self._site = site or plane.home
+        self._connector = Connector(plane, site)
 
     async def serve(
         self,
@@ -180,6 +182,7 @@ class Outbound:
             hbone_addr=route.authority or "",
             started=departure.started,
             labels=_labels(departure.source, route),
+            site=self._site,
         )
         if lease is not None:
             connection.idle_timeout = lease.limits.idle_timeout or 0.0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
-from ztun.errors import CaptureError, PolicyDenied, ZtunError
+from ztun.errors import CaptureError, PolicyDenied, RelayError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.authorization import Attempt, authorize
 from ztun.mesh.lookup import OWN_PORTS
@@ -15,16 +16,24 @@ from ztun.proxy.outbound import wait_for_workload
 from ztun.telemetry.labels import TrafficLabels
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ztun.mesh.model import Workload
     from ztun.net.app_socket import AppSocket
     from ztun.proxy.plane import Plane
+    from ztun.proxy.site import Site
 
 
 class Passthrough:
     """Serves plaintext connections to local pods."""
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(
+        self, plane: Plane, site: Site | None = None, find: Callable[[str], Workload | None] | None = None
+    ) -> None:
+        """``find`` gives the local workload that takes connections to an address."""
         self._plane = plane
+        self._site = site or plane.home
+        self._find = find or self._of_this_node
 
     async def serve(self, client: AppSocket, source: tuple[str, int], destination: tuple[str, int]) -> None:
         """Carry one connection to its original ``destination`` (ip, port), if policy allows it."""
@@ -38,7 +47,7 @@ class Passthrough:
             plane.connections.opened(connection)
             judged = plane.snapshot
             self._authorize(local, connection)
-            app, _ = await plane.dial_plain(destination, source[0])
+            app = await self._site.dial_application(destination, source[0])
             if plane.snapshot is not judged:
                 try:
                     self._authorize(local, connection)
@@ -52,6 +61,12 @@ class Passthrough:
                 plane.connections.refused("inbound", *texts, error)
             client.abort(ErrorCode.CONNECT_ERROR)
             return
+        except asyncio.CancelledError:
+            shutdown = RelayError("shutdown", "the pod or the proxy is going")
+            if connection is not None:
+                plane.connections.finished(connection, shutdown)
+            client.abort(ErrorCode.CONNECT_ERROR)
+            raise
         live = connection
         live.relay = Relay(client, app, lambda error: plane.connections.finished(live, error))
         live.relay.start()
@@ -64,13 +79,12 @@ class Passthrough:
                 "attempted recursive call to ourselves",
                 hint="the original destination is the proxy's own port: is the traffic redirected by the kernel?",
             )
-        plane = self._plane
+        return await wait_for_workload(self._plane, lambda: self._find(ip), ip)
 
-        def find() -> Workload | None:
-            found = plane.snapshot.workload_by_address(plane.settings.network, ip)
-            return found if found is not None and found.node == plane.settings.node else None
-
-        return await wait_for_workload(plane, find, ip)
+    def _of_this_node(self, ip: str) -> Workload | None:
+        settings = self._plane.settings
+        found = self._plane.snapshot.workload_by_address(settings.network, ip)
+        return found if found is not None and found.node == settings.node else None
 
     def _authorize(self, local: Workload, connection: LiveConnection) -> None:
         assert connection.attempt is not None
@@ -103,6 +117,7 @@ class Passthrough:
             actual_destination=texts[1],
             started=started,
             attempt=Attempt(source[0], None, *destination),
+            site=self._site,
             labels=TrafficLabels(
                 "destination",
                 client,

@@ -8,29 +8,27 @@ from typing import TYPE_CHECKING
 
 from certs.context import TlsContexts
 from certs.errors import CertError
-from certs.peer import PeerExpectation
-from ztun.errors import IdentityError, ZtunError
+from ztun.errors import IdentityError
 from ztun.hbone.guard import Abuse
 from ztun.mesh.baggage import encode_baggage
-from ztun.mesh.model import join_host_port
-from ztun.net.app_socket import AppSocket
 from ztun.net.buffers import LoopBuffers
-from ztun.net.dial import Dialled, connect
-from ztun.net.pool import PoolKey, TunnelPool
-from ztun.net.tunnel import Tunnel, dial_tunnel
 from ztun.proxy.connections import Connections
+from ztun.proxy.site import Site
 from ztun.sources.collection import let_go
 from ztun.telemetry.logging import get_logger
+from ztun.telemetry.readiness import Readiness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Iterator
 
     from certs.spiffe import SpiffeId
     from certs.store import CertificateStore, WorkloadCertificate
     from ztun.config import ProxySettings
     from ztun.mesh.model import Workload
     from ztun.mesh.snapshot import Snapshot
-    from ztun.net.dial import SocketOptions
+    from ztun.net.namespaces import NetworkNamespace
+    from ztun.net.pool import PoolKey
+    from ztun.net.tunnel import Tunnel
     from ztun.telemetry.access_log import AccessLog
     from ztun.telemetry.metrics import Metrics
 
@@ -47,8 +45,10 @@ class Plane:
         access_log: AccessLog,
         *,
         rng: random.Random,
+        readiness: Readiness | None = None,
     ) -> None:
         self.settings = settings
+        self.readiness = readiness or Readiness()
         self.snapshot = snapshot
         self.store = store
         self.contexts = TlsContexts(store)
@@ -57,11 +57,13 @@ class Plane:
         self.loop = asyncio.get_running_loop()
         self.buffers = LoopBuffers()
         self.connections = Connections(metrics, access_log, settings.timeouts, self.loop.time)
-        self.pool = TunnelPool(self._dial, settings.pool)
         self.draining = False
+        self.home = Site(self)
+        """The proxy's own network namespace."""
+        self.sites: dict[Site, None] = {self.home: None}
+        """All places that connections are made from: in in-pod mode each pod is one more."""
         self._baggage: dict[str, str] = {}
         self._changed = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._log = get_logger("proxy")
 
     def replace_snapshot(self, snapshot: Snapshot) -> None:
@@ -92,7 +94,35 @@ class Plane:
                 workload.identity in key.expected or not service_names.isdisjoint(key.expected)
             )
 
-        self.pool.retain(wanted)
+        for site in self.sites:
+            site.pool.retain(wanted)
+
+    def open_site(self, namespace: NetworkNamespace | None) -> Site:
+        """A further place to make connections from; ``close_site`` it."""
+        site = Site(self, namespace)
+        self.sites[site] = None
+        return site
+
+    async def close_site(self, site: Site) -> None:
+        """End what is being set up there, and cut its tunnels."""
+        await site.close()
+        self.sites.pop(site, None)
+
+    async def close_sites(self) -> None:
+        """The same for all, in the end."""
+        for site in list(self.sites):
+            await site.close()
+
+    async def settled(self) -> None:
+        """Wait until no connection is being set up anywhere."""
+        for site in list(self.sites):
+            await site.settled()
+
+    def tunnels(self) -> Iterator[Tunnel]:
+        """Every outgoing tunnel that is not closed."""
+        for site in list(self.sites):
+            for _, tunnel in list(site.pool.tunnels()):
+                yield tunnel
 
     def baggage(self, workload: Workload) -> str:
         """The ``baggage`` header of a workload, written once per snapshot."""
@@ -100,26 +130,6 @@ class Plane:
         if text is None:
             text = self._baggage[workload.uid] = encode_baggage(workload)
         return text
-
-    # -- tasks -----------------------------------------------------------------------------------------------
-
-    def spawn(self, work: Coroutine[None, None, None]) -> None:
-        """Run the set-up of one connection; an error that nobody expected is logged, not lost."""
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._set_up)
-
-    def _set_up(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.error("internal error while setting up a connection", exc_info=error)
-
-    async def stop_tasks(self) -> None:
-        """Cancel the set-ups that are under way."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- certificates ----------------------------------------------------------------------------------------
 
@@ -134,55 +144,6 @@ class Plane:
             raise IdentityError(
                 error.code, f"no certificate for {identity}: {error}", hint=error.hint or "see the CA's log"
             ) from error
-
-    # -- dialling --------------------------------------------------------------------------------------------
-
-    async def _dial(self, key: PoolKey, on_change: Callable[[Tunnel], None]) -> Tunnel:
-        certificate = await self.certificate(key.source)
-        remote = join_host_port(*key.address)
-        tunnel = Tunnel(
-            self.loop,
-            self.buffers,
-            settings=self.settings.tunnel,
-            limits=self.settings.guard,
-            remote=remote,
-            on_change=on_change,
-            on_guard=self.guard_tripped,
-        )
-        started = self.loop.time()
-        try:
-            await dial_tunnel(
-                tunnel,
-                key.address,
-                self.contexts.client(certificate),
-                PeerExpectation(key.expected),
-                source_ip=key.source_ip,
-                options=self.settings.sockets,
-                timeouts=self.settings.tunnel_timeouts,
-            )
-        except ZtunError as error:
-            if error.stage == "tls":
-                self.metrics.handshake_failures.inc("client", error.code)
-                if error.flag == "CERT_REVOKED":
-                    self.metrics.crl_rejections.inc("source")
-            raise
-        self.metrics.handshake_seconds.observe(self.loop.time() - started, "client")
-        self.metrics.pool_dials.inc()
-        return tunnel
-
-    async def dial_plain(
-        self, address: tuple[str, int], source_ip: str | None, *, options: SocketOptions | None = None
-    ) -> tuple[AppSocket, Dialled]:
-        """A TCP connection to an application or a plain destination. Raises :class:`ConnectError`."""
-        dialled = await connect(
-            address,
-            options=options if options is not None else self.settings.sockets,
-            timeout=self.settings.tunnel_timeouts.connect,
-            source_ip=source_ip,
-        )
-        app = AppSocket(self.buffers)
-        await self.loop.create_connection(lambda: app, sock=dialled.sock)
-        return app, dialled
 
     # -- reports ---------------------------------------------------------------------------------------------
 

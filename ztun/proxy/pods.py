@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ztun.config import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, SOCKS5_PORT
-from ztun.errors import CaptureError, ConfigError, RelayError, ZtunError
-from ztun.hbone.wire import ErrorCode
-from ztun.mesh.lookup import OWN_PORTS
-from ztun.mesh.model import TunnelProtocol, join_host_port
-from ztun.net.app_socket import AppSocket
-from ztun.net.listeners import listen
-from ztun.net.original_destination import original_destination
+from ztun.config import SOCKS5_PORT
+from ztun.errors import ConfigError, RelayError
+from ztun.mesh.model import TunnelProtocol
+from ztun.net.listeners import ORDINARY, Listener, listen
+from ztun.proxy.captures import Captures
 from ztun.proxy.entries import open_socks5
-from ztun.proxy.outbound import wait_for_workload
 from ztun.telemetry.config_dump import ServedWorkload
 from ztun.telemetry.logging import get_logger
 
@@ -34,7 +29,7 @@ RETRY_SECONDS = 5.0  # an address that is not on the machine yet may come; ztunn
 @dataclass(slots=True)
 class _Pod:
     workload: Workload
-    servers: list[asyncio.Server] = field(default_factory=list)
+    servers: list[Listener] = field(default_factory=list)
     up: bool = False
 
 
@@ -45,9 +40,9 @@ class Pods:
         self._plane = plane
         self._outbound = outbound
         self._inbound = inbound
-        self._passthrough = passthrough
+        self._redirected = Captures(plane, plane.home, outbound, passthrough, self._local)
         self._pods: dict[str, _Pod] = {}
-        self._captures: list[asyncio.Server] = []
+        self._captures: list[Listener] = []
         self._retry_at = 0.0
         self._lock = asyncio.Lock()
         self._log = get_logger("proxy")
@@ -63,12 +58,7 @@ class Pods:
 
     async def open_captures(self) -> None:
         """Listen for redirected traffic in the proxy's own network namespace. Raises :class:`ConfigError`."""
-        options = self._plane.settings.sockets
-        for port, accept, purpose in (
-            (OUTBOUND_PORT, self._accept_outbound, "outbound capture"),
-            (INBOUND_PLAINTEXT_PORT, self._accept_plaintext, "inbound plaintext capture"),
-        ):
-            self._captures.append(await listen(_any_address(), port, accept, options, purpose=purpose))
+        self._captures = await self._redirected.open(ORDINARY)
 
     async def reconcile(self, snapshot: Snapshot) -> None:
         """Make the listeners fit a snapshot; pods that stay are not touched."""
@@ -101,10 +91,10 @@ class Pods:
     def stop_accepting(self) -> None:
         """Close every listener; open connections go on."""
         for server in self._captures:
-            server.close()
+            server.finish()
         for pod in self._pods.values():
             for server in pod.servers:
-                server.close()
+                server.finish()
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -121,7 +111,7 @@ class Pods:
 
     async def _open(self, pod: _Pod) -> None:
         uid, plane = pod.workload.uid, self._plane
-        opened: list[asyncio.Server] = []
+        opened: list[Listener] = []
         try:
             for ip in pod.workload.addresses:
                 opened.append(
@@ -134,7 +124,15 @@ class Pods:
                     )
                 )
                 if plane.settings.socks5:
-                    opened.append(await open_socks5(plane, self._outbound, uid, ip, SOCKS5_PORT))
+                    opened.append(
+                        await open_socks5(
+                            plane,
+                            plane.home,
+                            self._outbound,
+                            (ip, SOCKS5_PORT),
+                            lambda: plane.snapshot.workload_by_uid(uid),
+                        )
+                    )
         except ConfigError as error:
             for server in opened:
                 server.close()
@@ -158,52 +156,7 @@ class Pods:
         self._inbound.drop(uid, gone)
         self._log.info("pod no longer served", workload=f"{pod.workload.namespace}/{pod.workload.name}")
 
-    def _accept_outbound(
-        self, transport: asyncio.Transport, local: tuple[str, int], peer: tuple[str, int]
-    ) -> asyncio.BaseProtocol:
-        client = AppSocket(self._plane.buffers)
-        self._plane.spawn(
-            self._serve_outbound(client, peer, original_destination(transport.get_extra_info("socket")))
-        )
-        return client
-
-    async def _serve_outbound(
-        self, client: AppSocket, peer: tuple[str, int], destination: tuple[str, int]
-    ) -> None:
-        plane = self._plane
-        try:
-            if destination[1] in OWN_PORTS and destination[0] == peer[0]:
-                raise CaptureError(
-                    "self_call",
-                    "attempted recursive call to ourselves",
-                    hint="the connection was not redirected by the kernel, it came to the proxy's port directly",
-                )
-            source = await wait_for_workload(plane, lambda: self._local(peer[0]), peer[0])
-        except ZtunError as error:
-            plane.connections.refused("outbound", join_host_port(*peer), join_host_port(*destination), error)
-            client.abort(ErrorCode.CONNECT_ERROR)
-            return
-        await self._outbound.serve(client, source, peer, *destination)
-
     def _local(self, ip: str) -> Workload | None:
         settings = self._plane.settings
         found = self._plane.snapshot.workload_by_address(settings.network, ip)
         return found if found is not None and found.uid in self._pods else None
-
-    def _accept_plaintext(
-        self, transport: asyncio.Transport, local: tuple[str, int], peer: tuple[str, int]
-    ) -> asyncio.BaseProtocol:
-        client = AppSocket(self._plane.buffers)
-        destination = original_destination(transport.get_extra_info("socket"))
-        self._plane.spawn(self._passthrough.serve(client, peer, destination))
-        return client
-
-
-def _any_address() -> str:
-    """``::`` takes both families; the kernel may have IPv6 switched off."""
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return "0.0.0.0"
-    return "::"

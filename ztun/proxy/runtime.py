@@ -55,6 +55,9 @@ class Role(Protocol):
     async def open(self) -> None:
         """Open the listeners that do not depend on the mesh. Raises :class:`ConfigError`."""
 
+    async def run(self) -> None:
+        """What goes on beside the connections, until cancelled. If it fails the proxy ends, in order."""
+
     async def reconcile(self, snapshot: Snapshot) -> None:
         """Make the other listeners, and the certificates that are kept, fit a snapshot."""
 
@@ -144,7 +147,9 @@ class Runtime:
         state_ready.done()
         store = self._open_store()
         await _cert(store.start())
-        self._plane = plane = Plane(settings, snapshot, store, metrics, access_log, rng=random.Random())
+        self._plane = plane = Plane(
+            settings, snapshot, store, metrics, access_log, rng=random.Random(), readiness=readiness
+        )
         self._role = role = self._make_role(plane)
         store.on_bundle(self._bundle_changed)
         metrics.watch_certificates(lambda: _expiries(store), lambda: datetime.now(UTC))
@@ -172,7 +177,7 @@ class Runtime:
                 loop.add_signal_handler(number, self._ask_to_stop)
             await role.open()
             await role.reconcile(snapshot)
-            work = (store.run(), source.run(), self._tick(), self._follow())
+            work = (store.run(), source.run(), role.run(), self._tick(), self._follow())
             tasks.extend(loop.create_task(self._must_not_end(one)) for one in work)
             if not role.pending:
                 proxy_ready.done()
@@ -191,8 +196,7 @@ class Runtime:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await plane.stop_tasks()
-            await plane.pool.close()
+            await plane.close_sites()
             await store.close()
             servers.stop()
 
@@ -239,7 +243,7 @@ class Runtime:
             if connection.relay is not None:
                 connection.relay.cut(revoked)
         cut = self._role.cut_revoked(bundle)
-        for _, tunnel in list(plane.pool.tunnels()):
+        for tunnel in plane.tunnels():
             if tunnel.peer is not None and bundle.is_revoked(tunnel.peer.chain):
                 plane.metrics.crl_rejections.inc("source")
                 tunnel.cut(revoked)
@@ -258,19 +262,17 @@ class Runtime:
     async def _tick(self) -> None:
         """Everything periodic, in slices, so that no connection waits for it."""
         plane, loop = self._plane, self._plane.loop
-        hits = 0
         while True:
             due = loop.time() + TICK_SECONDS
             await asyncio.sleep(TICK_SECONDS)
             now = loop.time()
             plane.metrics.tick(now - due)
             plane.metrics.tasks.set(len(asyncio.all_tasks()))
-            plane.pool.tick(now)
+            for site in list(plane.sites):
+                site.tick(now)
             self._role.tick(now)
             self._descriptors.look()
-            plane.metrics.pool_hits.inc(by=plane.pool.hits - hits)
-            hits = plane.pool.hits
-            plane.metrics.tunnels_open.set(sum(1 for _ in plane.pool.tunnels()), "client")
+            plane.metrics.tunnels_open.set(sum(1 for _ in plane.tunnels()), "client")
             for _ in plane.connections.sweep(now):
                 await asyncio.sleep(0)
             if self._role.retry_due(now):
@@ -300,15 +302,19 @@ class Runtime:
         self._log.info(
             "draining", connections=len(plane.connections), deadline_seconds=settings.drain_deadline
         )
+        ends_at = plane.loop.time() + settings.drain_deadline
         plane.draining = True
         self._role.stop_accepting()
         self._role.drain()
-        plane.pool.drain()
+        # whoever was accepted is served, with tunnels that are still to be made for it
+        await _first(plane.settled(), self._stop_now.wait(), settings.drain_deadline)
+        for site in plane.sites:
+            site.pool.drain()
         empty = asyncio.Event()
         plane.connections.on_empty = empty.set
         if not len(plane.connections):
             empty.set()
-        await _first(empty.wait(), self._stop_now.wait(), settings.drain_deadline)
+        await _first(empty.wait(), self._stop_now.wait(), max(0.0, ends_at - plane.loop.time()))
         left = plane.connections.cut_where(
             lambda _: True,
             RelayError(
@@ -321,13 +327,15 @@ class Runtime:
         # unread, makes the kernel reset the connection and lose the last bytes
         await _first(self._tunnels_closed(), self._stop_now.wait(), FLUSH_SECONDS)
         self._role.close(RelayError("shutdown", "the proxy shuts down"))
-        await plane.pool.close()
+        for site in plane.sites:
+            await site.pool.close()
         await _first(self._tunnels_closed(), self._stop_now.wait(), FLUSH_SECONDS)
         self._log.info("drained", connections_cut=left)
 
     async def _tunnels_closed(self) -> None:
         await self._role.closed()
-        await self._plane.pool.closed()
+        for site in list(self._plane.sites):
+            await site.pool.closed()
 
 
 async def _first(

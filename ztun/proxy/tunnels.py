@@ -14,6 +14,7 @@ from ztun.mesh.inbound import InboundRefused
 from ztun.mesh.model import canonical_ip, join_host_port
 from ztun.net.inbound import InboundTunnel
 from ztun.net.relay import Relay
+from ztun.proxy.outbound import wait_for_workload
 from ztun.telemetry.logging import get_logger
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ztun.net.app_socket import AppSocket
     from ztun.proxy.connections import LiveConnection
     from ztun.proxy.plane import Plane
+    from ztun.proxy.site import Site
 
 _UNAUTHORIZED = 401
 MAX_HANDSHAKES = 1024  # tunnels that have not shown a certificate yet, per listener
@@ -45,8 +47,13 @@ class _Listener:
 class TunnelServer(abc.ABC):
     """Accepts tunnels for local workloads; a subclass serves their requests."""
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(
+        self, plane: Plane, site: Site | None = None, find: Callable[[str], Workload | None] | None = None
+    ) -> None:
+        """``find`` gives the workload that tunnels accepted for a uid are for, None while it is not known."""
         self._plane = plane
+        self._site = site or plane.home
+        self._find = find or (lambda uid: plane.snapshot.workload_by_uid(uid))
         self._listeners: dict[str, _Listener] = {}
         self._of: dict[InboundTunnel, _Listener] = {}
         self._gone: asyncio.Future[None] | None = None
@@ -72,16 +79,20 @@ class TunnelServer(abc.ABC):
         self._of[tunnel] = listener
         listener.handshakes += 1
         plane.metrics.sockets_open.add("destination")
-        plane.spawn(self._start(tunnel, listener))
+        self._site.spawn(self._start(tunnel, listener))
         return tunnel.tls
 
     async def _start(self, tunnel: InboundTunnel, listener: _Listener) -> None:
         plane = self._plane
-        local = plane.snapshot.workload_by_uid(listener.uid)
-        if local is None or plane.draining or listener.handshakes > MAX_HANDSHAKES:
-            tunnel.refuse(CaptureError("no_workload", "no local workload takes tunnels at this address"))
+        if listener.handshakes > MAX_HANDSHAKES:
+            tunnel.refuse(
+                CaptureError("too_many_handshakes", "too many tunnels have not shown a certificate")
+            )
             return
         try:
+            local = await wait_for_workload(
+                plane, lambda: self._find(listener.uid), join_host_port(*tunnel.local)
+            )
             certificate = await plane.certificate(local.identity)
             context = plane.contexts.server(certificate)
         except ZtunError as error:
@@ -98,8 +109,6 @@ class TunnelServer(abc.ABC):
         """The peer is verified."""
         self._of[tunnel].handshakes -= 1
         self._plane.metrics.tunnels_open.add("server")
-        if self._plane.draining:
-            tunnel.drain()
 
     def tunnel_closed(self, tunnel: InboundTunnel) -> None:
         """Count it, and say why one failed."""
@@ -136,6 +145,8 @@ class TunnelServer(abc.ABC):
     def tick(self, now: float) -> None:
         """Once a second."""
         for tunnel in list(self._of):
+            if self._plane.draining:
+                tunnel.drain()  # one that came at the last moment was let in for what it brought
             tunnel.tick(now)
 
     def drain(self) -> None:
@@ -154,6 +165,11 @@ class TunnelServer(abc.ABC):
         """Cut everything."""
         for tunnel in list(self._of):
             tunnel.cut(failure)
+
+    def abort(self) -> None:
+        """Close the sockets without another word."""
+        for tunnel in list(self._of):
+            tunnel.tls.abort()
 
     async def closed(self) -> None:
         """Wait until the last tunnel is closed, its last byte sent."""
@@ -175,7 +191,7 @@ class TunnelServer(abc.ABC):
 
     def tunnel_request(self, tunnel: InboundTunnel, stream: TunnelStream, headers: Headers) -> None:
         """Serve a CONNECT request; its slot is held until the connection has ended."""
-        self._plane.spawn(self._serve(tunnel, stream, headers))
+        self._site.spawn(self._serve(tunnel, stream, headers))
 
     @abc.abstractmethod
     def _admit(
@@ -237,7 +253,7 @@ class TunnelServer(abc.ABC):
 
     def _local(self, tunnel: InboundTunnel) -> Workload:
         listener = self._of.get(tunnel)
-        local = self._plane.snapshot.workload_by_uid(listener.uid) if listener is not None else None
+        local = self._find(listener.uid) if listener is not None else None
         if local is None:
             raise InboundRefused(503, "no_workload", "the workload of this address is gone")
         return local

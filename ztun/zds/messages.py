@@ -179,6 +179,21 @@ def decode_request(data: bytes) -> Request:
     raise ZdsError("zds_malformed", "the packet holds no request that this version knows", hint=_HINT)
 
 
+def read_request(data: bytes, *, descriptors: int, truncated: bool = False) -> Request:
+    """Read an agent's packet together with what came beside it: one descriptor with an Add, none with all others.
+
+    Raises :class:`ZdsError` as :func:`decode_request` does, and ``zds_truncated`` or ``zds_descriptors``.
+    """
+    if truncated or len(data) > MAX_MESSAGE_BYTES:
+        raise ZdsError("zds_truncated", "received a message that does not fit into the buffer", hint=_HINT)
+    request = decode_request(data)
+    wanted = 1 if isinstance(request, AddWorkload) else 0
+    if descriptors != wanted:
+        kind = type(request).__name__
+        raise ZdsError("zds_descriptors", f"{kind} came with {descriptors} descriptors instead of {wanted}")
+    return request
+
+
 def encode_ack(error: str = "") -> bytes:
     """Give the answer to a request: success, or what went wrong (cut to what a packet holds)."""
     message = _CLASSES["WorkloadResponse"]()

@@ -45,8 +45,8 @@ class WaypointNode:
         self.role.stop_accepting()
         self.plane.connections.cut_where(lambda _: True, gone)
         self.role.close(gone)
-        await self.plane.stop_tasks()
-        await self.plane.pool.close()
+        await self.plane.home.stop_tasks()
+        await self.plane.home.pool.close()
         await self.plane.store.close()
 
 
@@ -112,5 +112,5 @@ class WaypointMesh(Mesh):
         expected = frozenset({self.waypoint_pod.identity})
         key = PoolKey(self.client.identity, expected, (ip, HBONE_PORT), self.client.addresses[0])
         headers = connect_headers(authority, baggage="", forwarded="", traceparent="")
-        _, stream, _ = await self.near.plane.pool.open(key, headers, RESPONSE_SECONDS)
+        _, stream, _ = await self.near.plane.home.pool.open(key, headers, RESPONSE_SECONDS)
         return stream

@@ -407,5 +407,5 @@ async def test_many_connections_share_a_tunnel_on_either_side(mesh: WaypointMesh
         server = await application.accept()
         await client.send(b"x")
         assert await server.receive(1) == b"x"
-    assert len(list(mesh.near.plane.pool.tunnels())) == 1
-    assert len(list(mesh.waypoint.plane.pool.tunnels())) == 1
+    assert len(list(mesh.near.plane.home.pool.tunnels())) == 1
+    assert len(list(mesh.waypoint.plane.home.pool.tunnels())) == 1

@@ -35,7 +35,7 @@ async def ends() -> AsyncIterator[Ends]:
 
     server = await listen(LoopbackAddresses().take(), 0, accept, SocketOptions(), purpose="a test")
     async with Wires() as wires:
-        theirs = await wires.dial(server.sockets[0].getsockname()[:2])
+        theirs = await wires.dial(server.address)
         await until(lambda: bool(made) and made[0]._transport is not None)
         yield Ends(made[0], theirs, Recorder())
         made[0].transport.abort()

@@ -68,7 +68,7 @@ async def test_all_four_sockets_of_a_connection_are_kept_alive(wires: Wires) -> 
         assert far.relay is not None
         assert isinstance(near.relay.client, AppSocket)
         assert isinstance(far.relay.server, AppSocket)
-        _, tunnel = only(pair.near.plane.pool.tunnels())
+        _, tunnel = only(pair.near.plane.home.pool.tunnels())
         accepted = only(only(pair.far.inbound._listeners.values()).tunnels)
         for transport in (
             near.relay.client.transport,

@@ -83,7 +83,7 @@ async def ends(request: pytest.FixtureRequest) -> AsyncIterator[Ends]:
 
     server = await listen(LoopbackAddresses().take(), 0, accept, SocketOptions(), purpose="a test")
     async with Wires() as wires:
-        wire = await wires.dial(server.sockets[0].getsockname()[:2])
+        wire = await wires.dial(server.address)
         await until(lambda: bool(made) and made[0]._transport is not None)
         transport = made[0].transport
         client = TlsClient(wire, context, NAME)

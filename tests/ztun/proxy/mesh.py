@@ -29,7 +29,7 @@ from ztun.mesh.document import Document
 from ztun.mesh.model import Authorization, Service, ServicePort, TunnelProtocol, Vip, Workload
 from ztun.mesh.snapshot import Snapshot, build_snapshot
 from ztun.net.app_socket import AppSocket
-from ztun.net.listeners import listen
+from ztun.net.listeners import Listener, listen
 from ztun.proxy.entries import open_forward
 from ztun.proxy.inbound import Inbound
 from ztun.proxy.outbound import Outbound
@@ -91,7 +91,7 @@ class Node:
     passthrough: Passthrough
     journal: Journal
     metrics: Metrics
-    servers: list[asyncio.Server]
+    servers: list[Listener]
 
     def sample(self, name: str, **labels: str) -> float:
         """A metric as a scrape sees it, summed over the labels that are not given."""
@@ -105,7 +105,7 @@ class Node:
     def look_at_tunnels(self, seconds: float) -> None:
         """What the proxy does with its tunnels once a second, as if it were ``seconds`` later."""
         now = self.plane.loop.time() + seconds
-        self.plane.pool.tick(now)
+        self.plane.home.pool.tick(now)
         self.inbound.tick(now)
 
     async def take(self, snapshot: Snapshot) -> None:
@@ -120,8 +120,8 @@ class Node:
         self.pods.stop_accepting()
         self.plane.connections.cut_where(lambda _: True, gone)
         self.inbound.close(gone)
-        await self.plane.stop_tasks()
-        await self.plane.pool.close()
+        await self.plane.home.stop_tasks()
+        await self.plane.home.pool.close()
         await self.plane.store.close()
         await asyncio.sleep(0)
 
@@ -238,8 +238,7 @@ class Mesh:
         forward = Forward(self.addresses.take(), 0, host, port, source.namespace, source.name)
         server = await open_forward(node.plane, node.outbound, forward)
         node.servers.append(server)
-        ip, number = server.sockets[0].getsockname()[:2]
-        return ip, number
+        return server.address
 
     async def plaintext(self, node: Node, host: str, port: int) -> tuple[str, int]:
         """A local port whose connections arrive as captured plaintext for ``host`` and ``port``."""
@@ -249,13 +248,12 @@ class Mesh:
             transport: asyncio.Transport, local: tuple[str, int], peer: tuple[str, int]
         ) -> asyncio.BaseProtocol:
             client = AppSocket(plane.buffers)
-            plane.spawn(node.passthrough.serve(client, peer, (host, port)))
+            plane.home.spawn(node.passthrough.serve(client, peer, (host, port)))
             return client
 
         server = await listen(self.addresses.take(), 0, accept, plane.settings.sockets, purpose="a test")
         node.servers.append(server)
-        ip, number = server.sockets[0].getsockname()[:2]
-        return ip, number
+        return server.address
 
     async def __aenter__(self) -> Self:
         return self

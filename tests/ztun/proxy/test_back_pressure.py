@@ -131,7 +131,7 @@ async def test_stalled_streams_do_not_stop_others_of_their_tunnel(pair: Pair, wi
 
 
 def streams(pair: Pair) -> list:  # type: ignore[type-arg]
-    _, tunnel = only(pair.near.plane.pool.tunnels())
+    _, tunnel = only(pair.near.plane.home.pool.tunnels())
     assert tunnel.connection is not None
     return list(tunnel.connection.streams.values())
 

@@ -275,11 +275,11 @@ async def test_nothing_is_left_of_connections_that_ended(pair: Pair, wires: Wire
     assert application.accepted == 50
     for node in (pair.near, pair.far):
         await node.journal.until(node.journal.ends, 60)
-        await until(lambda node=node: not node.plane._tasks)  # type: ignore[misc]
+        await until(lambda node=node: not node.plane.home._tasks)  # type: ignore[misc]
         assert len(node.plane.connections) == 0
         assert node.sample("istio_tcp_connections_opened_total") == 60
         assert node.sample("istio_tcp_connections_closed_total") == 60
-    for _, tunnel in pair.near.plane.pool.tunnels():
+    for _, tunnel in pair.near.plane.home.pool.tunnels():
         assert tunnel.stream_count == 0
     for listener in pair.far.inbound._listeners.values():
         for accepted in listener.tunnels:

@@ -41,7 +41,7 @@ async def exchange(client: Wire, server: Wire) -> None:
 
 
 def tunnels(node: Node) -> list[Tunnel]:
-    return [tunnel for _, tunnel in node.plane.pool.tunnels()]
+    return [tunnel for _, tunnel in node.plane.home.pool.tunnels()]
 
 
 def accepted(node: Node) -> float:

@@ -1,0 +1,149 @@
+"""Where connections are made from: the proxy's own network namespace, or that of one pod.
+
+Its tunnels and the set-ups under way belong to it and end with it. So a pod that comes back under the same address,
+in another namespace, never gets a socket of the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from certs.peer import PeerExpectation
+from ztun.errors import ConnectError, ZtunError
+from ztun.hbone.wire import ErrorCode
+from ztun.mesh.model import join_host_port
+from ztun.net.app_socket import AppSocket
+from ztun.net.dial import Dialled, connect
+from ztun.net.pool import PoolKey, TunnelPool
+from ztun.net.tunnel import Tunnel, dial_tunnel
+from ztun.telemetry.logging import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from ztun.net.dial import SocketOptions
+    from ztun.net.namespaces import NetworkNamespace
+    from ztun.proxy.plane import Plane
+
+
+class Site:
+    """Dials in one namespace. ``namespace`` is None for the proxy's own."""
+
+    def __init__(self, plane: Plane, namespace: NetworkNamespace | None = None) -> None:
+        self.namespace = namespace
+        self.keep_source = plane.settings.keep_source
+        """Whether applications see the client's address: they must, they never do, or where possible (None)."""
+        self.pool = TunnelPool(self._dial, plane.settings.pool)
+        self._plane = plane
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._hits = 0
+        self._log = get_logger("proxy")
+
+    # -- tasks -----------------------------------------------------------------------------------------------
+
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Run the set-up of one connection; an error that nobody expected is logged, not lost."""
+        task = self._plane.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._set_up)
+
+    def _set_up(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("internal error while setting up a connection", exc_info=error)
+
+    async def settled(self) -> None:
+        """Wait until no set-up is under way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def stop_tasks(self) -> None:
+        """Cancel the set-ups that are under way."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """End what is being set up, and cut every tunnel."""
+        await self.stop_tasks()
+        await self.pool.close()
+
+    # -- dialling --------------------------------------------------------------------------------------------
+
+    async def dial_plain(
+        self, address: tuple[str, int], source_ip: str | None, *, options: SocketOptions | None = None
+    ) -> tuple[AppSocket, Dialled]:
+        """A TCP connection to an application or a plain destination. Raises :class:`ConnectError`."""
+        plane = self._plane
+        dialled = await connect(
+            address,
+            options=options if options is not None else plane.settings.sockets,
+            timeout=plane.settings.tunnel_timeouts.connect,
+            source_ip=source_ip,
+            namespace=self.namespace,
+        )
+        app = AppSocket(plane.buffers)
+        await plane.loop.create_connection(lambda: app, sock=dialled.sock)
+        return app, dialled
+
+    async def dial_application(self, address: tuple[str, int], client_ip: str) -> AppSocket:
+        """A connection to the application of a local pod, from the client's address. Raises :class:`ConnectError`."""
+        app, dialled = await self.dial_plain(address, client_ip if self.keep_source is not False else None)
+        if dialled.source_kept:
+            return app
+        if self.keep_source:
+            app.abort(ErrorCode.CANCEL)
+            raise ConnectError(
+                "source_not_kept",
+                f"the application cannot be dialled from {client_ip}",
+                hint="the proxy needs NET_ADMIN, or unset ENABLE_ORIG_SRC",
+            )
+        self._log.warning(
+            "the client's address is not kept, the application sees the proxy's",
+            application=join_host_port(*address),
+            hint="the proxy needs NET_ADMIN",
+        )
+        return app
+
+    async def _dial(self, key: PoolKey, on_change: Callable[[Tunnel], None]) -> Tunnel:
+        plane = self._plane
+        certificate = await plane.certificate(key.source)
+        tunnel = Tunnel(
+            plane.loop,
+            plane.buffers,
+            settings=plane.settings.tunnel,
+            limits=plane.settings.guard,
+            remote=join_host_port(*key.address),
+            on_change=on_change,
+            on_guard=plane.guard_tripped,
+        )
+        started = plane.loop.time()
+        try:
+            await dial_tunnel(
+                tunnel,
+                key.address,
+                plane.contexts.client(certificate),
+                PeerExpectation(key.expected),
+                source_ip=key.source_ip,
+                options=plane.settings.sockets,
+                timeouts=plane.settings.tunnel_timeouts,
+                namespace=self.namespace,
+            )
+        except ZtunError as error:
+            if error.stage == "tls":
+                plane.metrics.handshake_failures.inc("client", error.code)
+                if error.flag == "CERT_REVOKED":
+                    plane.metrics.crl_rejections.inc("source")
+            raise
+        plane.metrics.handshake_seconds.observe(plane.loop.time() - started, "client")
+        plane.metrics.pool_dials.inc()
+        return tunnel
+
+    def tick(self, now: float) -> None:
+        """About once a second."""
+        self.pool.tick(now)
+        hits = self.pool.hits
+        self._plane.metrics.pool_hits.inc(by=hits - self._hits)
+        self._hits = hits
