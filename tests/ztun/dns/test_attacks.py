@@ -8,6 +8,7 @@ import socket
 
 import dns.message
 import dns.rcode
+import dns.rrset
 import pytest
 
 from tests.ztun.dns.ground import PORT, Ground
@@ -153,11 +154,14 @@ class TestConnections:
 
     async def test_a_client_that_does_not_read_is_not_read(self) -> None:
         """Its queries stay with it: here no more than the buffers of two sockets and eight answers."""
-        records = [f"big.example.org. 60 IN AAAA 2001:db8::{n:x}" for n in range(1, 2001)]
-        query = framed(dns.message.make_query("big.example.org", "AAAA").to_wire())
+        query = dns.message.make_query("big.example.org", "AAAA")
+        answer = dns.message.make_response(query)
+        addresses = [f"2001:db8::{number:x}" for number in range(1, 2001)]
+        answer.answer.append(dns.rrset.from_text_list(query.question[0].name, 60, "IN", "AAAA", addresses))
+        large = answer.to_wire(max_size=65_535)
         async with (
             Ground(DnsLimits(idle=0.2)) as ground,
-            Nameserver(ground.addresses, answering(*records)) as nameserver,
+            Nameserver(ground.addresses, lambda asked: asked.send(large)) as nameserver,
         ):
             ground.behind(nameserver)
             sock = socket.socket()
@@ -167,7 +171,7 @@ class TestConnections:
             await loop.sock_connect(sock, (ground.ip, PORT))
             with pytest.raises((ConnectionResetError, BrokenPipeError)):
                 while True:  # it is cut off because it does not read, though it has more to ask
-                    await loop.sock_sendall(sock, query)
+                    await loop.sock_sendall(sock, framed(query.to_wire()) * 1000)
             sock.close()
             assert len(nameserver.asked) < 1000
             await answered(ground)
