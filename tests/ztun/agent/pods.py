@@ -83,7 +83,9 @@ class PodNetwork(Network):
 
 _LONELY = """
 link set lo up
-link add eth0 addrgenmode none type veth peer name eth1 addrgenmode none
+link add eth0 type veth peer name eth1
+link set eth0 addrgenmode none
+link set eth1 addrgenmode none
 link set eth0 up
 link set eth1 up
 address add 10.79.0.1/24 dev eth0
