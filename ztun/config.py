@@ -24,6 +24,7 @@ from ztun.mesh.model import HBONE_PORT, canonical_ip
 from ztun.net.dial import SocketOptions
 from ztun.net.pool import PoolLimits
 from ztun.net.tunnel import TunnelTimeouts
+from ztun.telemetry.levels import parse_directives
 
 T = TypeVar("T")
 
@@ -291,7 +292,13 @@ def log_choices(
     chosen = (
         log_format if log_format is not None else env.read("LOG_FORMAT", styles["text"], styles.__getitem__)
     )
-    return chosen, log_level or env.read("RUST_LOG", "info", str)
+    if log_level is not None:
+        try:
+            parse_directives(log_level)
+        except ConfigError as error:
+            raise ConfigError(error.code, f"--log-level: {error}", hint=error.hint) from error
+        return chosen, log_level
+    return chosen, env.read("RUST_LOG", "info", _directives)
 
 
 def _proxy_mode(env: _Environment) -> tuple[InpodSettings | None, bool]:
@@ -341,8 +348,10 @@ class _Environment:
             return default
         try:
             return parse(text)
-        except (ValueError, KeyError) as error:
-            raise ConfigError("bad_environment", f"environment variable {name}={text!r}: {error}") from error
+        except (ValueError, KeyError, ConfigError) as error:
+            hint = error.hint if isinstance(error, ConfigError) else ""
+            message = f"environment variable {name}={text!r}: {error}"
+            raise ConfigError("bad_environment", message, hint=hint) from error
 
     def flag(self, name: str, *, default: bool) -> bool:
         return self.read(name, default, _boolean)
@@ -373,6 +382,11 @@ def _certificate_lifetime(text: str) -> timedelta:
         bounds = f"{MIN_ASKED_LIFETIME.total_seconds():.0f}s to {MAX_LEAF_LIFETIME.days * 24}h"
         raise ValueError(f"expected {bounds}")
     return lifetime
+
+
+def _directives(text: str) -> str:
+    parse_directives(text)
+    return text
 
 
 def _positive(text: str) -> int:

@@ -54,10 +54,12 @@ def _remote(
     # The HTTP client takes longer to import than all of this; only who needs it pays.
     from certs.issuers.remote import RemoteIssuer, RemoteSettings
 
+    if not url.startswith("https://"):
+        raise IssuerError("ca_source", f"{url} is no https URL")
     if roots is None:
         raise IssuerError(
             "ca_no_roots",
             f"nothing says how to recognise the CA at {url}",
-            hint="give the root certificate of the CA as a PEM file",
+            hint="name a PEM file with its root certificate in CA_ROOT_CA",
         )
     return RemoteIssuer(RemoteSettings(url, roots, token, certificate), lifetime=lifetime)

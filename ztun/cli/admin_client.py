@@ -6,6 +6,7 @@ leaves out or adds does no harm.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ztun.cli.dump_models import Dump
 from ztun.errors import ConfigError, ConnectError
+from ztun.mesh.address import AddressError, parse_host_port
 
 if TYPE_CHECKING:
     import httpx
@@ -72,15 +74,17 @@ def _request(address: str, method: str, path: str, query: Mapping[str, str] | No
     import httpx
 
     try:
+        parse_host_port(address)
+    except AddressError as error:
+        raise ConfigError("admin_address", f"--admin {address!r}: {error}") from None
+    try:
         with (
             httpx.Client(trust_env=False, timeout=TIMEOUT_SECONDS) as client,
             client.stream(method, f"http://{address}{path}", params=query) as answer,
         ):
             body = _read_answer(answer)
-    except httpx.InvalidURL as error:
-        raise ConfigError("admin_address", f"{address!r} is not HOST:PORT: {error}") from None
     except httpx.HTTPError as error:
-        reason = str(error) or type(error).__name__
+        reason = _reason(error)
         raise ConnectError(
             "admin_unreachable", f"no proxy answers at {address}: {reason}", hint=_HINT
         ) from None
@@ -92,6 +96,12 @@ def _request(address: str, method: str, path: str, query: Mapping[str, str] | No
         f"{address} answered {answer.status_code} to {method} {path}: {said}",
         hint="" if answer.status_code == 400 else "is this the admin port of a proxy?",
     )
+
+
+def _reason(error: httpx.HTTPError) -> str:
+    """In words; the system's own come with a number in brackets that says nothing to most readers."""
+    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))
+    return text[:1].lower() + text[1:] if text else type(error).__name__
 
 
 def _read_answer(answer: httpx.Response) -> bytes:

@@ -88,7 +88,7 @@ def register(app: typer.Typer) -> None:
 
         _answer(listing, output, admin, file, watch)
 
-    @app.command("services")
+    @app.command("services", short_help="List the services a proxy knows.")
     def services(
         output: OutputOption = Output.TABLE,
         namespace: NamespaceOption = "",
@@ -101,7 +101,7 @@ def register(app: typer.Typer) -> None:
 
         _answer(lambda dump: list_services(dump, namespace=namespace), output, admin, file, watch)
 
-    @app.command("policies")
+    @app.command("policies", short_help="List the policies a proxy enforces.")
     def policies(
         output: OutputOption = Output.TABLE,
         namespace: NamespaceOption = "",
@@ -114,7 +114,7 @@ def register(app: typer.Typer) -> None:
 
         _answer(lambda dump: list_policies(dump, namespace=namespace), output, admin, file, watch)
 
-    @app.command("certificates")
+    @app.command("certificates", short_help="List the certificates a proxy holds.")
     def certificates(
         output: OutputOption = Output.TABLE,
         watch: WatchOption = False,

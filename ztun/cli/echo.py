@@ -20,7 +20,7 @@ def parse_ports(text: str) -> tuple[int, ...]:
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
 
-    @app.command("echo")
+    @app.command("echo", short_help='Answer every line with "<say> <line>".')
     def echo_command(
         port: Annotated[str, typer.Option(help="Port, or several separated by commas.")] = "9000",
         say: Annotated[str, typer.Option(help="Put in front of every line that is sent back.")] = "hello",

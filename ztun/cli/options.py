@@ -9,18 +9,23 @@ import typer
 
 T = TypeVar("T")
 
-TrustDomain: TypeAlias = Annotated[str, typer.Option(help="Trust domain of the mesh.")]
-Port: TypeAlias = Annotated[int, typer.Option(min=1, max=65535)]
+TrustDomain: TypeAlias = Annotated[str, typer.Option(metavar="NAME", help="Trust domain of the mesh.")]
+Port: TypeAlias = Annotated[int, typer.Option(metavar="PORT", min=1, max=65535)]
 LogFormat: TypeAlias = Annotated[
     Literal["text", "json"] | None,
-    typer.Option(help="Form of log lines.", show_default="LOG_FORMAT, else text"),
+    typer.Option(metavar="text|json", help="Form of log lines.", show_default="LOG_FORMAT, else text"),
 ]
 LogLevel: TypeAlias = Annotated[
-    str | None, typer.Option(help="Level, or levels per scope.", show_default="RUST_LOG, else info")
+    str | None,
+    typer.Option(metavar="LEVEL", help="Level, or levels per scope.", show_default="RUST_LOG, else info"),
 ]
 AccessLog: TypeAlias = Annotated[
     Literal["text", "json", "none"] | None,
-    typer.Option(help="Form of the lines that report a connection.", show_default="as --log-format"),
+    typer.Option(
+        metavar="text|json|none",
+        help="Form of the lines that report a connection.",
+        show_default="as --log-format",
+    ),
 ]
 
 

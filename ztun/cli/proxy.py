@@ -14,29 +14,36 @@ from ztun.cli.options import AccessLog, LogFormat, LogLevel, Port, TrustDomain, 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
 
-    @app.command("proxy")
+    @app.command("proxy", short_help="Carry the TCP traffic of one node's pods.")
     def proxy_command(
         config: Annotated[
             list[Path],
-            typer.Option(help="File or directory with YAML; may be given again.", show_default=False),
+            typer.Option(
+                metavar="PATH", help="File or directory with YAML; may be given again.", show_default=False
+            ),
         ],
-        node: Annotated[str, typer.Option(help="Name of this node.", show_default=False)],
+        node: Annotated[str, typer.Option(metavar="NAME", help="Name of this node.", show_default=False)],
         ca: Annotated[
             str,
             typer.Option(
+                metavar="SOURCE",
                 help="A CA directory, a directory of certificate files, or the URL of a CA.",
                 show_default=False,
             ),
         ],
         mode: Annotated[
             Literal["ambient", "sidecar"],
-            typer.Option(help="Serve all pods of the node, or one workload with a routing engine."),
+            typer.Option(
+                metavar="ambient|sidecar",
+                help="Serve all pods of the node, or one workload with a routing engine.",
+            ),
         ] = "ambient",
         engine: Annotated[
-            str, typer.Option(help="Routing engine of sidecar mode.", show_default="sidecar")
+            str, typer.Option(metavar="NAME", help="Routing engine of sidecar mode.", show_default="sidecar")
         ] = "",
         workload: Annotated[
-            str, typer.Option(help="NAMESPACE/NAME of the workload of sidecar mode.", show_default=False)
+            str,
+            typer.Option(metavar="NAMESPACE/NAME", help="The workload of sidecar mode.", show_default=False),
         ] = "",
         forward: Annotated[
             list[str] | None,
@@ -46,7 +53,9 @@ def register(app: typer.Typer) -> None:
                 show_default=False,
             ),
         ] = None,
-        namespace: Annotated[str, typer.Option(help="Namespace of objects that name none.")] = "default",
+        namespace: Annotated[
+            str, typer.Option(metavar="NAME", help="Namespace of objects that name none.")
+        ] = "default",
         trust_domain: TrustDomain = DEFAULT_TRUST_DOMAIN,
         admin_port: Port = 15000,
         metrics_port: Port = 15020,

@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
 
-    @app.command("version")
+    @app.command("version", short_help="Print what a bug report needs to say.")
     def version_command() -> None:
         """Print the versions of ztun, Python, both OpenSSLs, h2 and uvloop."""
         table = versions()

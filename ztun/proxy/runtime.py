@@ -115,8 +115,7 @@ class Runtime:
     async def _run(self, writer: LineWriter, levels: Levels) -> int:
         settings = self._settings
         loop = asyncio.get_running_loop()
-        before, limit = raise_descriptor_limit()
-        self._log.info("limit of open files", before=before, now=limit)
+        descriptors = raise_descriptor_limit()
 
         def stop_from_thread() -> None:
             loop.call_soon_threadsafe(self._ask_to_stop)
@@ -186,6 +185,7 @@ class Runtime:
             gc.collect()
             gc.freeze()
             gc.set_threshold(*COLLECTION_THRESHOLDS)
+            self._log.info("limit of open files", before=descriptors[0], now=descriptors[1])
             self._log.info("proxy started", node=settings.node, workloads=len(role.served()))
             await self._stop.wait()
             readiness.register("draining")

@@ -27,6 +27,7 @@ __all__ = [
     "configuration_files",
     "format_path",
     "latest_of_each",
+    "may_hide_policy",
     "parse_documents",
     "read_documents",
     "read_file",
@@ -50,6 +51,7 @@ DEFAULT_HINTS = {
     "string_type": "put it in quotes",
 }
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
+POLICY_KINDS = ("AuthorizationPolicy", "PeerAuthentication")
 CLUSTER_SCOPED = frozenset(
     {"Namespace", "Node", "GatewayClass", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
 )
@@ -83,6 +85,16 @@ def parse_documents(
             else:
                 documents.append(found)
     return documents, problems
+
+
+def may_hide_policy(text: str, problems: Iterable[Problem]) -> bool:
+    """Whether one of the documents of a text that could not be read may be a policy: it has the name of its kind."""
+    lines = [problem.location.line for problem in problems if problem.location is not None]
+    return any(
+        any(kind in chunk.text for kind in POLICY_KINDS)
+        and any(chunk.line < line <= chunk.line + chunk.text.count("\n") + 1 for line in lines)
+        for chunk in split_chunks(text)
+    )
 
 
 def _objects(

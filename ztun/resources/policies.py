@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pydantic
@@ -26,7 +27,7 @@ from ztun.mesh.model import (
     StringMatch,
     StringMatchKind,
 )
-from ztun.resources.schema import DRY_RUN
+from ztun.resources.schema import DRY_RUN, WAYPOINT_CLASS
 from ztun.resources.security import (
     CONDITION_KEYS,
     AuthorizationPolicy,
@@ -38,6 +39,8 @@ from ztun.resources.security import (
     check_port,
 )
 from ztun.resources.settings import MeshSettings
+
+UNREAD_NAME = "configuration-not-read"  # what the log of a denied connection names
 
 HTTP_SOURCE = frozenset(
     {"request_principals", "not_request_principals", "remote_ip_blocks", "not_remote_ip_blocks"}
@@ -247,6 +250,22 @@ def closed_policy(document: Document, settings: MeshSettings) -> tuple[Authoriza
     )
     where = "what it is attached to" if targets else "the workloads it selects" if labels else "its namespace"
     return policy, labels, f"{effect} for {where}"
+
+
+def unread_policies(settings: MeshSettings) -> list[Authorization]:
+    """What stands in for policies that may be in a file which never could be read: everything is denied.
+
+    One for workloads, one for waypoints, whose policies are attached to them.
+    """
+    everywhere = Authorization(
+        name=UNREAD_NAME,
+        namespace=settings.root_namespace,
+        scope=PolicyScope.GLOBAL,
+        action=PolicyAction.DENY,
+        rules=MATCH_ALL,
+    )
+    waypoints = ("gateway.networking.k8s.io", "GatewayClass", WAYPOINT_CLASS)
+    return [everywhere, replace(everywhere, name=f"{UNREAD_NAME}-waypoints", target_refs=(waypoints,))]
 
 
 def _readable_targets(spec: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:

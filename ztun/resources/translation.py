@@ -28,7 +28,7 @@ from ztun.resources.documents import validate
 from ztun.resources.drafts import DraftIndex, WorkloadDraft
 from ztun.resources.entries import ServiceEntry, WorkloadEntry
 from ztun.resources.peer_authentication import attach_peer_authentication, closed_authentication
-from ztun.resources.policies import closed_policy, compile_policy, selector_of
+from ztun.resources.policies import closed_policy, compile_policy, selector_of, unread_policies
 from ztun.resources.schema import Metadata, Object
 from ztun.resources.security import AuthorizationPolicy, PeerAuthentication
 from ztun.resources.service_entries import attach_entry, entry_services, recorded_addresses
@@ -84,6 +84,9 @@ SILENT_KINDS: frozenset[Kind] = frozenset(
 )
 """Belong to the configuration but say nothing about the mesh that other documents do not."""
 SECURITY_GROUP = "security.istio.io"
+_KINDS_BY_SPELLING = {
+    (group, kind.casefold()): kind for group, kind in (*MODELS, *ROUTING_KINDS, *SILENT_KINDS)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +165,17 @@ class _Reading:
 
 
 def _unknown_kind(document: Document) -> Problem:
-    security = document.group == SECURITY_GROUP
-    hint = "check the spelling of kind and apiVersion" if security else ""
+    meant = _KINDS_BY_SPELLING.get((document.group, document.kind.casefold()))
+    noticed = document.group == SECURITY_GROUP or meant is not None
+    hint = "check the spelling of kind and apiVersion" if noticed else ""
+    if meant is not None:
+        hint = f"write {meant}"
     return document.problem(
         ("kind",),
         f"objects of {document.api_version} {document.kind} are not used",
         hint=hint,
         code="KIND",
-        severity="warning" if security else "info",
+        severity="warning" if noticed else "info",
     )
 
 
@@ -180,12 +186,14 @@ def translate(
     problems: Iterable[Problem] = (),
     last_accepted: Mapping[DocumentKey, Accepted] = MappingProxyType({}),
     generation: int = 0,
+    policies_unread: bool = False,
 ) -> Translation:
     """Build the snapshot that a set of documents describes.
 
     ``problems`` (met while reading the documents) come first in the snapshot's own. ``last_accepted`` is that
     of the previous translation: the versions to fall back on. A document whose ``data`` is the same object
-    as then is not validated again.
+    as then is not validated again. With ``policies_unread`` there may be policies that nobody has read: everything
+    is denied.
     """
     reading = _Reading(settings, last_accepted)
     reading.problems += problems
@@ -194,6 +202,8 @@ def translate(
     drafts = DraftIndex(_drafts(reading, around))
     services = _services(reading, around, drafts)
     policies = _policies(reading, drafts)
+    if policies_unread:
+        policies += unread_policies(settings)
     snapshot = build_snapshot(
         workloads=[draft.finish() for draft in drafts],
         services=services,

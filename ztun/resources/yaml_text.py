@@ -136,8 +136,23 @@ def _syntax_error(text: str, error: yaml.MarkedYAMLError) -> TextError:
     lines = text.rstrip().split("\n")
     if mark is None or mark.line >= len(lines):
         # What is missing at the end is best looked for where the text ends, not on the empty line after it.
-        return TextError(message, len(lines), len(lines[-1]) + 1)
-    return TextError(message, mark.line + 1, mark.column + 1)
+        line, column = len(lines), len(lines[-1]) + 1
+    else:
+        line, column = mark.line + 1, mark.column + 1
+    return TextError(message, line, column, hint=_syntax_hint(lines[line - 1], message))
+
+
+def _syntax_hint(line: str, message: str) -> str:
+    """What people usually mean when a line fails so."""
+    if "{{" in line or "{%" in line:
+        return "is this a template? give what it renders to"
+    if "\t" in line:
+        return "indent with spaces, not with tabs"
+    if "alias" in message or "anchor" in message:
+        return "put text that begins with * or & in quotes"
+    if "mapping values are not allowed" in message:
+        return "check the indentation, and put text that has a colon in quotes"
+    return ""
 
 
 def _opens_too_deep(text: str) -> bool:

@@ -1,7 +1,8 @@
 """The mesh as configuration files describe it, followed while they change.
 
 A new snapshot replaces the last one whole. What cannot be read keeps its last good state: a file with a
-syntax error keeps all objects it had, an object that is not valid keeps its last valid version.
+syntax error keeps all objects it had, an object that is not valid keeps its last valid version. What cannot be read
+from the start has no good state: where a policy may be in it, everything is denied until it can be read.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ztun.mesh.snapshot import Snapshot
 from ztun.resources.documents import (
     configuration_files,
     latest_of_each,
+    may_hide_policy,
     parse_documents,
     read_file,
     unreadable,
@@ -33,6 +35,8 @@ from ztun.sources.collection import collection_postponed, let_go
 SETTLE_SECONDS = 0.05  # changes closer together than this are read once; editors write in several steps
 MAX_DELAY_SECONDS = 1.0  # read at the latest after this, however busy the directory is
 POLL_SECONDS = 5.0  # looked at this often even without a notice: not every file system gives one
+
+_DENIED = "a policy may stand there: until it can be read, every inbound connection is denied"
 
 Signature: TypeAlias = Mapping[str, tuple[int, int, int]]
 """(inode, size, modification time in ns) of each file."""
@@ -78,6 +82,7 @@ class FileSource:
         self._accepted: Mapping[DocumentKey, Accepted] = MappingProxyType({})
         self._problems: list[Problem] = []
         self._generation = 0
+        self._unread: set[str] = set()  # paths with what may be a policy, and never could be read
 
     def load(self) -> Snapshot:
         """Read everything now. What is wrong is in the snapshot's ``problems``.
@@ -89,7 +94,8 @@ class FileSource:
         if not readable:
             raise ConfigError(
                 "unreadable",
-                "; ".join(str(problem) for problem in self._problems) or "no configuration was given",
+                "; ".join(str(replace(problem, hint="")) for problem in self._problems)
+                or "no configuration was given",
                 hint="give files or directories with Kubernetes YAML",
             )
         return self._translate()
@@ -145,6 +151,7 @@ class FileSource:
                 problems=[*self._problems, *replaced],
                 last_accepted=self._accepted,
                 generation=self._generation,
+                policies_unread=bool(self._unread),
             )
         self._accepted = translation.accepted
         return translation.snapshot
@@ -155,6 +162,14 @@ class FileSource:
         problems: list[Problem] = []
         chunks: dict[str, Any] = {}
         readable = False
+        unread: set[str] = set()
+
+        def consequence(name: str, *, known: bool) -> str:
+            """Of not being able to read a path. Nothing that is there was ever in force if it was broken all along."""
+            if name in self._unread or (not known and self._generation == 0):
+                unread.add(name)
+                return _DENIED
+            return "its objects stay in force" if known else "it is left out"
 
         def parse(text: str) -> Any:
             data = self._chunks[text] if text in self._chunks else parse_chunk(text)
@@ -165,8 +180,9 @@ class FileSource:
             try:
                 found = configuration_files(origin)
             except OSError as error:
-                problems.append(_kept(unreadable(origin, error), "its objects stay in force"))
-                files |= {path: file for path, file in self._files.items() if file.origin == origin}
+                kept = {path: file for path, file in self._files.items() if file.origin == origin}
+                problems.append(_kept(unreadable(origin, error), consequence(str(origin), known=bool(kept))))
+                files |= kept
                 continue
             readable = readable or not found
             for path in found:
@@ -175,7 +191,8 @@ class FileSource:
                 try:
                     text = read_file(path)
                 except (OSError, ValueError) as error:
-                    problems.append(_kept(unreadable(path, error), "its objects stay in force"))
+                    what = consequence(name, known=earlier is not None)
+                    problems.append(_kept(unreadable(path, error), what))
                     if earlier is not None:
                         files[name] = earlier
                     continue
@@ -183,9 +200,13 @@ class FileSource:
                 if earlier is not None and earlier.documents and not text.strip() and not earlier.doubted:
                     # An editor may empty a file before it writes it; only what stays empty is meant.
                     files[name] = replace(earlier, doubted=True)
+                    unread |= self._unread & {name}
                     continue
                 documents, wrong = parse_documents(text, file=name, namespace=self._namespace, parse=parse)
-                if wrong and earlier is not None:
+                if wrong and may_hide_policy(text, wrong) and (name in self._unread or self._generation == 0):
+                    unread.add(name)
+                    wrong = [_kept(problem, _DENIED) for problem in wrong]
+                elif wrong and earlier is not None:
                     # An object without a readable name may be one that was there before, a policy for
                     # instance.
                     documents = list(earlier.documents)
@@ -195,7 +216,7 @@ class FileSource:
                 problems += wrong
                 files[name] = _File(origin, text, documents)
         before: list[object] = [self._files, self._chunks]
-        self._files, self._problems = files, problems
+        self._files, self._problems, self._unread = files, problems, unread
         # Only what was used now is remembered, so the memory follows the configuration.
         self._chunks = chunks
         let_go(before)

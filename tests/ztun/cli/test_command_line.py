@@ -88,6 +88,7 @@ PROXY = ("proxy", "--config", "mesh", "--node", "node-a", "--ca", "ca")
         (["echo", "--port", "http"], "'http' is not a port"),
         (["echo", "--port", "70000"], "'70000' is not a port"),
         (["proxy"], "Missing option '--config'"),
+        ([*PROXY, "--log-level", "loud"], "--log-level: 'loud' is not a log level"),
         ([*PROXY, "--forward", "19000"], "expected [IP:]PORT=HOST:PORT@NAMESPACE/WORKLOAD"),
         ([*PROXY, "--mode", "sidecar"], "--mode sidecar needs --workload"),
         ([*PROXY, "--mode", "both"], "'both' is not one of"),

@@ -133,6 +133,20 @@ class TestComplaints:
         ]
         assert "duplicate key 'a'" in complaints('{"a": 1, "a": 2}')[0]
 
+    @pytest.mark.parametrize(
+        ("text", "hint"),
+        [
+            ("metadata:\n\tname: x\n", "indent with spaces, not with tabs"),
+            ("hosts: [*]\n", "put text that begins with * or & in quotes"),
+            ("a: 1\n b: 2\n", "check the indentation, and put text that has a colon in quotes"),
+            ("a: {{ .Values.x }\n", "is this a template? give what it renders to"),
+        ],
+    )
+    def test_what_people_usually_mean(self, text: str, hint: str) -> None:
+        with pytest.raises(TextError) as raised:
+            parse_chunk(text)
+        assert raised.value.hint == hint
+
     def test_an_error_in_one_document_leaves_the_others(self) -> None:
         documents, problems = parse_documents(f"{pod('a')}---\nx: [\n---\n{pod('b')}", file="mesh.yaml")
         assert [document.name for document in documents] == ["a", "b"]

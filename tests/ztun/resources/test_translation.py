@@ -85,6 +85,14 @@ def test_unknown_kinds_are_reported_once_and_known_ones_not() -> None:
     ]
 
 
+def test_a_kind_in_another_spelling_is_a_warning_that_says_how_to_write_it() -> None:
+    state = load(make("pod", "a"), make("Authorizationpolicy", "a", api="security.istio.io/v1")).snapshot
+    assert [(one.severity, one.hint) for one in state.problems] == [
+        ("warning", "write Pod"),
+        ("warning", "write AuthorizationPolicy"),
+    ]
+
+
 def test_kinds_of_the_same_name_in_different_groups_are_different() -> None:
     ours = make("Gateway", "a", api="gateway.networking.k8s.io/v1", spec={"gatewayClassName": "x"})
     istio = make("Gateway", "a", api="networking.istio.io/v1", spec={})

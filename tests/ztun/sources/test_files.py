@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from certs.spiffe import SpiffeId
 from ztun.errors import ConfigError
+from ztun.mesh.authorization import Attempt, authorize
 from ztun.mesh.document import Problem
+from ztun.mesh.model import Workload
 from ztun.mesh.snapshot import Snapshot
 from ztun.sources.files import FileSource
 
@@ -87,8 +90,9 @@ class TestLoad:
 
     def test_nothing_readable_is_an_error(self, tmp_path: Path) -> None:
         for paths in ([], [tmp_path / "missing"], [tmp_path / "missing", tmp_path / "too"]):
-            with pytest.raises(ConfigError):
+            with pytest.raises(ConfigError) as raised:
                 FileSource(paths).load()
+            assert "denied" not in str(raised.value), "nothing is served at all"
 
     def test_an_empty_directory_is_an_empty_mesh(self, tmp_path: Path) -> None:
         assert names(FileSource([tmp_path]).load()) == ""
@@ -114,6 +118,97 @@ class TestLoad:
     def test_loading_leaves_the_collector_as_it_was(self, tmp_path: Path) -> None:
         FileSource([tmp_path]).load()
         assert gc.isenabled()
+
+
+BROKEN_POLICY = policy("'80'").replace("spec:", "spec: [")
+
+
+def denies_everything(snapshot: Snapshot) -> bool:
+    """Whether a connection is denied that no policy of these tests is about."""
+    pod = Workload("u", "pod", "elsewhere", ("10.0.0.1",))
+    attempt = Attempt("10.0.0.2", SpiffeId("cluster.local", "elsewhere", "client"), "10.0.0.1", 9000)
+    waypoints = snapshot.policies_targeting(
+        "istio-system", "gateway.networking.k8s.io", "GatewayClass", "istio-waypoint"
+    )
+    verdicts = {authorize(found, attempt).allowed for found in (snapshot.policies_for(pod), waypoints)}
+    assert len(verdicts) == 1, "pods and waypoints are judged alike"
+    return not verdicts.pop()
+
+
+class TestWhatCannotBeReadFromTheStart:
+    """There is no last good state, and a policy may be in it: a restart must not open what was closed."""
+
+    @pytest.mark.parametrize(
+        ("text", "denied"),
+        [
+            (service("a") + "---\n" + BROKEN_POLICY, True),
+            (service("a") + "---\n" + policy("'80'").replace("name: p", "nmae: p"), True),
+            (service("a") + "---\nkind: PeerAuthentication\n\tx: 1\n", True),
+            (service("a") + "---\n{{ if .Values.a }}\n", False),
+            (service("a") + "---\nx: [\n---\n" + policy("'80'"), False),
+            (service("a") + "---\n- just\n- a list\n", False),
+            (service("a"), False),
+        ],
+    )
+    def test_closes_if_a_policy_may_be_in_it(self, tmp_path: Path, text: str, denied: bool) -> None:
+        (tmp_path / "a.yaml").write_text(text)
+        snapshot = FileSource([tmp_path]).load()
+        assert names(snapshot) == "a"
+        assert denies_everything(snapshot) is denied
+        said = [
+            problem for problem in snapshot.problems if "every inbound connection is denied" in str(problem)
+        ]
+        assert bool(said) is denied
+
+    @pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])
+    def test_closes_if_nobody_knows_what_is_in_it(self, tmp_path: Path, content: bytes | None) -> None:
+        (tmp_path / "a.yaml").write_text(service("a"))
+        policies = tmp_path / "policies.yaml"
+        if content is not None:
+            policies.write_bytes(content)
+        source = FileSource([tmp_path / "a.yaml", policies])
+        assert denies_everything(source.load())
+        policies.write_text(policy("'80'"))
+        healed = source.look()
+        assert healed is not None
+        assert not denies_everything(healed)
+        assert healed.problems == ()
+
+    def test_stays_closed_until_it_can_be_read(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.yaml"
+        path.write_text(service("a") + "---\n" + BROKEN_POLICY)
+        source = FileSource([tmp_path])
+        source.load()
+        path.write_text(service("b") + "---\n" + BROKEN_POLICY)
+        still = source.look()
+        assert still is not None
+        assert denies_everything(still)
+        path.write_text("")
+        still = source.look()
+        assert still is not None
+        assert denies_everything(still), "an editor may be writing it"
+        path.write_text(BROKEN_POLICY)
+        still = source.look()
+        assert still is not None
+        assert denies_everything(still)
+        path.write_text(service("b") + "---\n" + policy("'80'"))
+        healed = source.look()
+        assert healed is not None
+        assert not denies_everything(healed)
+
+    def test_what_breaks_later_or_comes_broken_is_not_denied_for(self, tmp_path: Path) -> None:
+        """The last good state is in force, so nothing is open that was closed."""
+        path = tmp_path / "a.yaml"
+        path.write_text(service("a") + "---\n" + policy("'80'"))
+        source = FileSource([tmp_path])
+        first = source.load()
+        path.write_text(service("a") + "---\n" + BROKEN_POLICY)
+        (tmp_path / "new.yaml").write_text(BROKEN_POLICY)
+        (tmp_path / "newer.yaml").write_bytes(b"\xff")
+        broken = source.look()
+        assert broken is not None
+        assert broken.policies == first.policies
+        assert not denies_everything(broken)
 
 
 @pytest.mark.asyncio
