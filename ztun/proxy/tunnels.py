@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from certs.peer import PeerExpectation
-from ztun.errors import CaptureError, CertificateRevoked, PolicyDenied, RelayError, ZtunError
+from ztun.errors import CaptureError, CertificateRevoked, PolicyDenied, RelayError, TunnelError, ZtunError
 from ztun.hbone.connect import NotConnect, parse_request, status_headers
 from ztun.mesh.inbound import InboundRefused
 from ztun.mesh.model import canonical_ip, join_host_port
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from certs.bundle import TrustBundle
+    from certs.spiffe import SpiffeId
     from ztun.hbone.connect import ConnectRequest
     from ztun.hbone.guard import Abuse
     from ztun.hbone.headers import Headers
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 _UNAUTHORIZED = 401
 MAX_HANDSHAKES = 1024  # tunnels that have not shown a certificate yet, per listener
+MAX_TUNNELS_PER_PEER = (
+    1024  # of one identity at one address, per listener: 100,000 streams at ztunnel's 100 each
+)
 
 
 @dataclass(slots=True)
@@ -42,6 +46,8 @@ class _Listener:
     uid: str
     tunnels: dict[InboundTunnel, None]
     handshakes: int = 0
+    peers: dict[tuple[SpiffeId, str], int] = field(default_factory=dict)
+    """How many tunnels each identity has from each address: flood budgets are per tunnel, so these are counted."""
 
 
 class TunnelServer(abc.ABC):
@@ -107,8 +113,14 @@ class TunnelServer(abc.ABC):
 
     def tunnel_ready(self, tunnel: InboundTunnel) -> None:
         """The peer is verified."""
-        self._of[tunnel].handshakes -= 1
+        listener = self._of[tunnel]
+        listener.handshakes -= 1
         self._plane.metrics.tunnels_open.add("server")
+        peer = _peer(tunnel)
+        listener.peers[peer] = listener.peers.get(peer, 0) + 1
+        if listener.peers[peer] > MAX_TUNNELS_PER_PEER:
+            message = f"{peer[0]} has {MAX_TUNNELS_PER_PEER} tunnels from this address already"
+            tunnel.cut(TunnelError("too_many_tunnels", message, peer=tunnel.remote))
 
     def tunnel_closed(self, tunnel: InboundTunnel) -> None:
         """Count it, and say why one failed."""
@@ -122,6 +134,7 @@ class TunnelServer(abc.ABC):
             self._gone.set_result(None)
         if tunnel.connection is not None:
             metrics.tunnels_open.add("server", by=-1)
+            _count_down(listener.peers, _peer(tunnel))
             if tunnel.failure is not None:
                 self._log.debug("tunnel ended", peer=tunnel.remote, error=tunnel.failure)
                 if not tunnel.connection.ready:
@@ -262,6 +275,17 @@ class TunnelServer(abc.ABC):
     def _release(tunnel: InboundTunnel) -> None:
         if tunnel.connection is not None:
             tunnel.connection.release_slot()
+
+
+def _peer(tunnel: InboundTunnel) -> tuple[SpiffeId, str]:
+    assert tunnel.peer is not None
+    return tunnel.peer.identity, tunnel.source[0]
+
+
+def _count_down(counts: dict[tuple[SpiffeId, str], int], key: tuple[SpiffeId, str]) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
 
 
 def _read(headers: Headers) -> ConnectRequest:

@@ -190,6 +190,10 @@ class H2Client:
         """Send what ``h2`` has to say."""
         self._writer.write(self.connection.data_to_send())
 
+    def close(self) -> None:
+        """End the tunnel."""
+        self._writer.transport.abort()
+
     def request(self, *headers: tuple[str, str]) -> int:
         """Open a stream; gives its id."""
         stream = self.connection.get_next_available_stream_id()

@@ -14,7 +14,7 @@ from tests.certs.handshake import certificate
 from tests.ztun.proxy.applications import Application, Wire, Wires
 from tests.ztun.proxy.journal import code
 from tests.ztun.proxy.mesh import APP_PORT, Node, Pair, only, until
-from tests.ztun.proxy.rogue import H2Server, answer_ok, server_context
+from tests.ztun.proxy.rogue import H2Client, H2Server, answer_ok, client_context, server_context
 from ztun.hbone.settings import TunnelSettings
 from ztun.hbone.wire import goaway
 from ztun.mesh.model import Workload
@@ -236,6 +236,37 @@ async def test_lost_tunnel_resets_what_it_carried(pair: Pair, wires: Wires, node
         await proxy.journal.until(proxy.journal.ends, 3)
         assert {code(report) for report in proxy.journal.ends} == {"stream_reset"}
     await open_one(pair, wires, application)
+
+
+@pytest.mark.asyncio
+async def test_one_peer_cannot_have_tunnels_without_end(
+    pair: Pair, wires: Wires, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flood budgets are per tunnel: whoever may have any number of those has no budget."""
+    monkeypatch.setattr("ztun.proxy.tunnels.MAX_TUNNELS_PER_PEER", 3)
+    await wires.echo(pair.server_ip, APP_PORT)
+    await pair.start()
+    context = client_context(tmp_path, certificate(pair.ca.authority))
+    other = client_context(tmp_path, certificate(pair.ca.authority, "other"))
+    target = f"{pair.server_ip}:{APP_PORT}"
+
+    async def serves(client: H2Client) -> bool:
+        return (await client.answer(client.connect(target)))[":status"] == "200"
+
+    here = pair.client.addresses[0]
+    clients = [await H2Client.dial(wires, pair.server_ip, context, source=here) for _ in range(3)]
+    assert all([await serves(client) for client in clients])
+    await H2Client.dial(wires, pair.server_ip, context, source=here)
+    refusal = await pair.far.journal.refusal()
+    assert code(refusal) == "too_many_tunnels"
+    assert accepted(pair.far) == 3
+    assert await serves(await H2Client.dial(wires, pair.server_ip, other, source=here))
+    elsewhere = pair.addresses.take()
+    assert await serves(await H2Client.dial(wires, pair.server_ip, context, source=elsewhere))
+    assert all([await serves(client) for client in clients]), "those that stand are left alone"
+    clients[0].close()
+    await until(lambda: accepted(pair.far) == 4)
+    assert await serves(await H2Client.dial(wires, pair.server_ip, context, source=here))
 
 
 @pytest.mark.asyncio
