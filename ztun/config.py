@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 
 from certs.authority import LEAF_LIFETIME, MAX_LEAF_LIFETIME, MIN_ASKED_LIFETIME
 from certs.spiffe import DEFAULT_TRUST_DOMAIN
+from ztun.dns.settings import DnsSettings, parse_dns_address
 from ztun.errors import ConfigError
 from ztun.hbone.guard import GuardLimits
 from ztun.hbone.settings import TunnelSettings
@@ -118,8 +119,10 @@ class ProxySettings:
     capture: bool = False
     inpod: InpodSettings | None = None
     """In-pod mode, if that is on."""
+    dns: DnsSettings | None = None
+    """The DNS proxy of captured pods, if that is on."""
     ipv6: bool = True
-    """Whether wildcard listeners take IPv6 where there is any."""
+    """Whether wildcard listeners take IPv6 where there is any, and names have IPv6 addresses."""
     hbone_port: int = HBONE_PORT
     """Where the pods' HBONE listeners are. Peers dial 15008 all the same: something in between redirects it."""
     socks5: bool = False
@@ -241,6 +244,7 @@ def settings_from(
         open_records=env.flag("ZTUN_ACCESS_LOG_OPEN", default=False),
         capture=dedicated,
         inpod=inpod,
+        dns=_dns(env, captured=dedicated or inpod is not None),
         hbone_port=env.read("ZTUN_HBONE_PORT", HBONE_PORT, parse_port),
         socks5=env.flag("UNSTABLE_ENABLE_SOCKS5", default=False),
         response_baggage=env.flag("ENABLE_RESPONSE_BAGGAGE", default=True),
@@ -321,6 +325,20 @@ def _proxy_mode(env: _Environment) -> tuple[InpodSettings | None, bool]:
         port_reuse=env.flag("INPOD_PORT_REUSE", default=True),
         itself=ProxyPod(pod[0], pod[1], pod[2], trust_domain) if all(pod) else None,
     ), capture
+
+
+def _dns(env: _Environment, *, captured: bool) -> DnsSettings | None:
+    """On for captured pods, unless a variable says anything but true."""
+    if not captured or env.read("ISTIO_META_DNS_CAPTURE", "true", str) != "true":
+        return None
+    defaults = DnsSettings()
+    ips, port = env.read("ISTIO_META_DNS_PROXY_ADDR", (defaults.ips, defaults.port), parse_dns_address)
+    return DnsSettings(
+        ips,
+        port,
+        resolv_conf=env.read("ZTUN_RESOLV_CONF", defaults.resolv_conf, Path),
+        preferred_namespace=env.read("PREFERED_SERVICE_NAMESPACE", "", str),
+    )
 
 
 def _mark(text: str) -> int:

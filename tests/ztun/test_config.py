@@ -7,6 +7,7 @@ import pytest
 
 from certs.authority import LEAF_LIFETIME
 from ztun.config import InpodSettings, ProxyPod, ProxySettings, settings_from
+from ztun.dns.settings import DnsSettings
 from ztun.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -76,3 +77,33 @@ def test_dedicated_mode_captures_its_own_namespace() -> None:
 def test_modes_that_do_not_go_together_are_refused(environment: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         settings(environment)
+
+
+def test_captured_pods_have_a_dns_proxy_unless_it_is_switched_off() -> None:
+    assert settings({}).dns is None
+    for captured in ({"INPOD_ENABLED": "true"}, {"ZTUN_CAPTURE": "true"}, {"PROXY_MODE": "dedicated"}):
+        assert settings(captured).dns == DnsSettings()
+        for value in ("false", "no", "TRUE"):
+            assert settings({**captured, "ISTIO_META_DNS_CAPTURE": value}).dns is None
+
+
+def test_dns_settings_are_ztunnels_variables() -> None:
+    found = settings(
+        {
+            "PROXY_MODE": "shared",
+            "ISTIO_META_DNS_CAPTURE": "true",
+            "ISTIO_META_DNS_PROXY_ADDR": "localhost:5353",
+            "PREFERED_SERVICE_NAMESPACE": "shared-services",
+            "ZTUN_RESOLV_CONF": "/etc/ztun/resolv.conf",
+        }
+    )
+    assert found.dns == DnsSettings(
+        ("127.0.0.1", "::1"), 5353, Path("/etc/ztun/resolv.conf"), "shared-services"
+    )
+    for text, ips in (("127.0.0.1:15053", ("127.0.0.1",)), ("[::1]:15053", ("::1",))):
+        dns = settings({"PROXY_MODE": "shared", "ISTIO_META_DNS_PROXY_ADDR": text}).dns
+        assert dns is not None
+        assert (dns.ips, dns.port) == (ips, 15053)
+    for text in ("localhost", "elsewhere:15053", "127.0.0.1:0", ":15053"):
+        with pytest.raises(ConfigError, match="ISTIO_META_DNS_PROXY_ADDR"):
+            settings({"PROXY_MODE": "shared", "ISTIO_META_DNS_PROXY_ADDR": text})

@@ -15,7 +15,6 @@ from ztun.telemetry.logging import get_logger
 Address: TypeAlias = tuple[str, int]
 """(ip, port)."""
 
-RESOLV_CONF = Path("/etc/resolv.conf")
 DNS_PORT = 53
 MAX_NAMESERVERS = 3  # MAXNS of resolv.conf(5): the C library uses no more either
 
@@ -23,7 +22,7 @@ MAX_NAMESERVERS = 3  # MAXNS of resolv.conf(5): the C library uses no more eithe
 class ResolvConf:
     """A file in the form of resolv.conf(5). What cannot be read leaves what was known before."""
 
-    def __init__(self, path: Path = RESOLV_CONF) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._version: tuple[int, int, int] | None = None
         self._nameservers: tuple[Address, ...] = ()

@@ -27,7 +27,7 @@ from ztun.dns.nameservers import Address
 from ztun.dns.requests import Reply
 from ztun.dns.tcp import TcpConnections
 from ztun.dns.udp import UdpServer
-from ztun.dns.upstream import SocketFactory, Upstream
+from ztun.dns.upstream import Upstream
 from ztun.dns.zone import ZoneOptions
 from ztun.errors import DnsError, ZtunError
 from ztun.mesh.model import Workload, join_host_port
@@ -53,14 +53,14 @@ class DnsProxy:
     """Serves the queries of one pod.
 
     ``client`` gives the pod's workload, None while the mesh does not know it; ``wait_for_client`` waits for that
-    and raises :class:`ZtunError` after a while. ``make_socket`` makes the sockets that nameservers are asked with.
+    and raises :class:`ZtunError` after a while. ``upstream`` is what everything in the pod's namespace asks.
     """
 
     def __init__(
         self,
         around: DnsSurroundings,
         client: Callable[[], Workload | None],
-        make_socket: SocketFactory,
+        upstream: Upstream,
         *,
         wait_for_client: Callable[[], Awaitable[Workload]] | None = None,
     ) -> None:
@@ -68,7 +68,7 @@ class DnsProxy:
         self._client = client
         self._wait_for_client = wait_for_client
         self._loop = asyncio.get_running_loop()
-        self.upstream = Upstream(around.nameservers, make_socket, around.limits)
+        self.upstream = upstream
         self._in_flight = InFlight(around.limits.queries, "pod", around.in_flight)
         self._tasks: set[asyncio.Task[None]] = set()
         self._udp: list[UdpServer] = []
@@ -86,7 +86,7 @@ class DnsProxy:
     async def open(self, udp: Iterable[socket.socket], tcp: Iterable[socket.socket]) -> None:
         """Serve bound UDP sockets and bound TCP sockets, which are listened on here and closed with the proxy."""
         udp, tcp = list(udp), list(tcp)
-        self.upstream.own |= {_address(sock) for sock in (*udp, *tcp)}
+        self.upstream.listening(_address(sock) for sock in (*udp, *tcp))
         for sock in udp:
             self._udp.append(
                 UdpServer(
@@ -98,6 +98,13 @@ class DnsProxy:
         for sock in tcp:
             sock.setblocking(False)
             self._tcp.append(await self._loop.create_server(self._connections.accept, sock=sock))
+
+    def finish(self) -> None:
+        """Leave new queries to another proxy that listens here, if there is one; those under way are answered."""
+        for server in self._tcp:
+            server.close()
+        for listener in self._udp:
+            listener.finish()
 
     def close(self) -> None:
         """Stop at once: no more queries, no more answers."""

@@ -14,6 +14,11 @@ BATCH_DATAGRAMS = (
     16  # read in one turn of the loop, about 5 ms of work: connections have their turn in between
 )
 
+MAX_QUEUED_DATAGRAMS = (
+    1000  # more than a socket's buffer of 208 KiB holds, at the 256 bytes or more that each costs it
+)
+_DISCARD_PORT = 9
+
 
 class UdpServer:
     """Serves one socket. ``receive`` is called with each datagram and a function that takes the answer."""
@@ -25,6 +30,17 @@ class UdpServer:
         sock.setblocking(False)
         loop.add_reader(sock.fileno(), self._readable)
 
+    def finish(self) -> None:
+        """Read what is there, then take nothing more; answers can still be sent."""
+        for _ in range(MAX_QUEUED_DATAGRAMS):
+            if not self._read():
+                break
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+            # a connected socket gets datagrams of one peer only, the kernel gives the others to whoever else is bound
+            with contextlib.suppress(OSError):
+                self._sock.connect((self._sock.getsockname()[0], _DISCARD_PORT))
+
     def close(self) -> None:
         """Stop, and close the socket."""
         if self._sock.fileno() >= 0:
@@ -33,17 +49,20 @@ class UdpServer:
 
     def _readable(self) -> None:
         for _ in range(BATCH_DATAGRAMS):
-            if self._sock.fileno() < 0:
+            if not self._read():
                 return
-            try:
-                # one byte more than a query may have, to tell a longer one
-                wire, peer = self._sock.recvfrom(MAX_QUERY_BYTES + 1)
-            except OSError:  # mostly because there is none left; else an ICMP error about an earlier answer
-                return
-            self._receive(wire, peer[:2], self._answer_to(peer))
 
-    def _answer_to(self, peer: Address) -> _Answer:
-        return _Answer(self._sock, peer)
+    def _read(self) -> bool:
+        """Take one datagram, if there is one."""
+        if self._sock.fileno() < 0:
+            return False
+        try:
+            # one byte more than a query may have, to tell a longer one
+            wire, peer = self._sock.recvfrom(MAX_QUERY_BYTES + 1)
+        except OSError:  # mostly because there is none left; else an ICMP error about an earlier answer
+            return False
+        self._receive(wire, peer[:2], _Answer(self._sock, peer))
+        return True
 
 
 class _Answer:

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import dns.rcode
@@ -41,12 +41,15 @@ class Upstream:
         self._nameservers = nameservers
         self._make_socket = make_socket
         self._asking: set[Address] = set()
-        self.own: frozenset[Address] = frozenset()
-        """Where we listen ourselves; such a nameserver is not asked."""
+        self._own: frozenset[Address] = frozenset()
 
     def sent(self, peer: Address) -> bool:
         """Whether a query that came from ``peer`` is one of ours, which the kernel has brought back."""
         return peer in self._asking
+
+    def listening(self, addresses: Iterable[Address]) -> None:
+        """These are ours; they are not asked."""
+        self._own |= frozenset(addresses)
 
     async def ask(self, query: Query, *, udp: bool) -> bytes:
         """The answer of the first nameserver that has one, as it came.
@@ -55,7 +58,7 @@ class Upstream:
         Raises :class:`DnsError`: ``no_nameserver``, ``dns_timeout``, ``dns_unreachable``, ``dns_stray_answers``,
         ``no_descriptors``.
         """
-        waiting = deque(one for one in self._nameservers() if one not in self.own)
+        waiting = deque(one for one in self._nameservers() if one not in self._own)
         if not waiting:
             raise DnsError(
                 "no_nameserver",

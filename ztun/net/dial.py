@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ztun.errors import ConnectError, NetworkPolicySuspected
 from ztun.mesh.model import HBONE_PORT, join_host_port
-from ztun.net.namespaces import NetworkNamespace, tcp_socket
+from ztun.net.namespaces import NetworkNamespace, make_socket
 
 IP_TRANSPARENT = 19
 IP_FREEBIND = 15
@@ -39,10 +39,15 @@ class SocketOptions:
     user_timeout: bool = False
 
     def apply(self, sock: socket.socket) -> None:
-        """Set the options; raises ``OSError`` when the kernel refuses one (a mark needs NET_ADMIN)."""
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        """Set the options; raises ``OSError`` when the kernel refuses one (a mark needs NET_ADMIN).
+
+        On a UDP socket that is the mark alone.
+        """
         if self.mark is not None:
             sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.mark)
+        if sock.type != socket.SOCK_STREAM:
+            return
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.keepalive:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.keepalive_time)
@@ -80,7 +85,7 @@ async def connect(
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     peer = join_host_port(ip, port)
     try:
-        sock = tcp_socket(family) if namespace is None else namespace.tcp_socket(family)
+        sock = make_socket(family, socket.SOCK_STREAM, namespace)
     except OSError as error:
         raise _connect_error(error, peer) from error
     try:

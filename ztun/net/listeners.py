@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from ztun.errors import ConfigError
 from ztun.mesh.model import canonical_ip, join_host_port
 from ztun.net.dial import make_transparent
-from ztun.net.namespaces import NetworkNamespace, tcp_socket
+from ztun.net.namespaces import NetworkNamespace, make_socket
 
 if TYPE_CHECKING:
     from ztun.net.dial import SocketOptions
@@ -113,9 +113,34 @@ async def listen(
 
     The options are set on the listening socket; Linux hands them to every socket it accepts.
     """
+    sock = bind(ip, port, options, purpose=purpose, how=how)
+    try:
+        sock.listen(how.backlog)
+    except OSError as error:
+        sock.close()
+        raise _cannot_listen(ip, port, purpose, error) from error
+    local = None if ip in _ANY_ADDRESS else (canonical_ip(ip), int(sock.getsockname()[1]))
+    loop = asyncio.get_running_loop()
+
+    def make() -> Acceptor:
+        return Acceptor(accept, local)
+
+    return Listener(await loop.create_server(make, sock=sock, backlog=how.backlog), sock, make)
+
+
+def bind(
+    ip: str,
+    port: int,
+    options: SocketOptions,
+    *,
+    purpose: str,
+    how: Listening = ORDINARY,
+    kind: int = socket.SOCK_STREAM,
+) -> socket.socket:
+    """A socket with an address, TCP or UDP by ``kind``. Raises :class:`ConfigError` like :func:`listen`."""
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     try:
-        sock = tcp_socket(family) if how.namespace is None else how.namespace.tcp_socket(family)
+        sock = make_socket(family, kind, how.namespace)
     except OSError as error:
         raise _cannot_listen(ip, port, purpose, error) from error
     try:
@@ -129,17 +154,10 @@ async def listen(
                 make_transparent(sock)
         options.apply(sock)
         sock.bind((ip, port))
-        sock.listen(how.backlog)
     except OSError as error:
         sock.close()
         raise _cannot_listen(ip, port, purpose, error) from error
-    local = None if ip in _ANY_ADDRESS else (canonical_ip(ip), int(sock.getsockname()[1]))
-    loop = asyncio.get_running_loop()
-
-    def make() -> Acceptor:
-        return Acceptor(accept, local)
-
-    return Listener(await loop.create_server(make, sock=sock, backlog=how.backlog), sock, make)
+    return sock
 
 
 def _cannot_listen(ip: str, port: int, purpose: str, error: OSError) -> ConfigError:

@@ -106,14 +106,17 @@ class NetworkNamespace:
             except OSError:
                 os.abort()  # everything after this would happen in the wrong namespace
 
-    def tcp_socket(self, family: int) -> socket.socket:
-        """A TCP socket inside, non-blocking and not inherited. Raises ``OSError``, also once this is closed."""
-        return self.run(lambda: tcp_socket(family))
 
+def make_socket(family: int, kind: int, namespace: NetworkNamespace | None = None) -> socket.socket:
+    """A socket of a namespace, else of the calling thread's; non-blocking and not inherited.
 
-def tcp_socket(family: int) -> socket.socket:
-    """A TCP socket in the namespace of the calling thread, non-blocking and not inherited."""
-    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    ``kind`` is SOCK_STREAM or SOCK_DGRAM. Raises ``OSError``, also once the namespace is closed.
+    """
+
+    def make() -> socket.socket:
+        return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+    return make() if namespace is None else namespace.run(make)
 
 
 def has_ipv6() -> bool:

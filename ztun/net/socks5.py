@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from ztun.errors import ConnectError, ConnectRefused, PolicyDenied, RouteError, ZtunError
+from ztun.errors import ConnectError, ConnectRefused, DnsError, PolicyDenied, RouteError, ZtunError
 from ztun.mesh.address import is_hostname
 from ztun.mesh.model import canonical_ip
 
@@ -117,7 +117,7 @@ def reply_code(error: ZtunError | None) -> int:
         return SUCCEEDED
     if isinstance(error, PolicyDenied) or (isinstance(error, ConnectRefused) and error.status in (401, 403)):
         return NOT_ALLOWED
-    if isinstance(error, RouteError):
+    if isinstance(error, RouteError | DnsError):
         return HOST
     if isinstance(error, ConnectError):
         return {"connect_refused": REFUSED, "connect_unreachable": NETWORK}.get(error.code, HOST)

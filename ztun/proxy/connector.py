@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from ztun.mesh.baggage import encode_forwarded, new_traceparent
 from ztun.mesh.lookup import OutboundRoute, RouteKind
 from ztun.mesh.model import join_host_port
 from ztun.net.pool import PoolKey
+from ztun.telemetry.labels import workload_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +121,7 @@ class Connector:
         keepalive: Keepalive | None,
     ) -> tuple[AppSocket | TunnelStream, PeerIdentity | None]:
         plane = self._plane
-        address = await self._resolve(route.address)
+        address = await self._resolve(source, route.address)
         if route.kind in (RouteKind.PASSTHROUGH, RouteKind.TCP):
             options = _with_keepalive(plane.settings.sockets, keepalive)
             source_ip = self._source_ip(source, source_address, address)
@@ -154,21 +154,13 @@ class Connector:
         wants_v6 = ":" in address[0]
         return next((ip for ip in source.addresses if (":" in ip) is wants_v6), None)
 
-    async def _resolve(self, address: tuple[str, int]) -> tuple[str, int]:
+    async def _resolve(self, source: Workload, address: tuple[str, int]) -> tuple[str, int]:
         """A workload that is known by DNS name only is resolved when it is dialled."""
         host, port = address
         if not is_hostname(host):
             return address
-        plane = self._plane
-        try:
-            async with asyncio.timeout(plane.settings.tunnel_timeouts.connect):
-                found = await plane.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, TimeoutError) as error:
-            raise ConnectError("dns_lookup", f"{host} cannot be resolved: {error}", peer=host) from error
-        if not found:
-            raise ConnectError("dns_empty", f"{host} has no address", peer=host)
-        sockaddr = plane.rng.choice(found)[4]
-        return str(sockaddr[0]), port
+        self._plane.metrics.on_demand_dns.inc(*workload_values(source, source.identity), host)
+        return await self._site.resolve(host), port
 
 
 def _with_keepalive(options: SocketOptions, keepalive: Keepalive | None) -> SocketOptions:

@@ -12,11 +12,13 @@ from ztun.net.app_socket import AppSocket
 from ztun.net.listeners import ORDINARY, Listener, Listening, listen
 from ztun.net.socks5 import GENERAL, SocksError, SocksNegotiation, reply, reply_code
 from ztun.proxy.outbound import wait_for_workload
+from ztun.proxy.resolving import resolve_destination
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ztun.config import Forward
+    from ztun.dns.zone import Family
     from ztun.mesh.model import Workload
     from ztun.proxy.outbound import Outbound
     from ztun.proxy.plane import Plane
@@ -109,6 +111,17 @@ async def open_socks5(
             conversation.give_up()
             raise
         host, target_port = request
+        family: Family = 6 if ":" in peer[0] else 4
+        try:
+            host = await resolve_destination(plane, site, source, host, target_port, family)
+        except ZtunError as error:
+            plane.connections.refused("outbound", f"{peer[0]}:{peer[1]}", f"{host}:{target_port}", error)
+            conversation.answer(error)
+            client.abort(ErrorCode.NO_ERROR)
+            return
+        except asyncio.CancelledError:
+            client.abort(ErrorCode.CONNECT_ERROR)
+            raise
         client_address = (source.addresses[0], peer[1])
         await outbound.serve(client, source, client_address, host, target_port, answered=conversation.answer)
 

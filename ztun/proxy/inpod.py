@@ -22,6 +22,7 @@ from ztun.proxy.entries import open_socks5
 from ztun.proxy.inbound import Inbound
 from ztun.proxy.outbound import Outbound
 from ztun.proxy.passthrough import Passthrough
+from ztun.proxy.resolving import open_dns
 from ztun.telemetry.config_dump import ServedWorkload
 from ztun.telemetry.logging import get_logger
 from ztun.zds.client import ZdsClient
@@ -156,6 +157,8 @@ class InpodPods:
         if plane.settings.socks5:
             address = ("127.0.0.1", SOCKS5_PORT)
             served.listeners.append(await open_socks5(plane, site, outbound, address, find, how))
+        if plane.settings.dns is not None:
+            await open_dns(plane, site, plane.settings.dns, find, str(served), how)
         self._log.debug("pod has its listeners", workload=str(served), uid=pod.uid)
 
     async def _listen_hbone(self, served: ServedPod, how: Listening) -> Listener:

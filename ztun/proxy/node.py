@@ -103,6 +103,9 @@ class NodeRole:
         for server in self._forwards:
             server.finish()
         self._pods.stop_accepting()
+        for site in self._plane.sites:
+            if site.dns is not None:
+                site.dns.finish()
         if self._inpod is not None:
             self._inpod.stop_accepting()
 

@@ -13,6 +13,7 @@ from ztun.hbone.guard import Abuse
 from ztun.mesh.baggage import encode_baggage
 from ztun.net.buffers import LoopBuffers
 from ztun.proxy.connections import Connections
+from ztun.proxy.resolving import dns_surroundings
 from ztun.proxy.site import Site
 from ztun.sources.collection import let_go
 from ztun.telemetry.logging import get_logger
@@ -58,6 +59,7 @@ class Plane:
         self.buffers = LoopBuffers()
         self.connections = Connections(metrics, access_log, settings.timeouts, self.loop.time)
         self.draining = False
+        self.dns = dns_surroundings(settings, lambda: self.snapshot, metrics, rng)
         self.home = Site(self)
         """The proxy's own network namespace."""
         self.sites: dict[Site, None] = {self.home: None}

@@ -12,6 +12,7 @@ from ztun.mesh.model import TunnelProtocol
 from ztun.net.listeners import ORDINARY, Listener, listen
 from ztun.proxy.captures import Captures
 from ztun.proxy.entries import open_socks5
+from ztun.proxy.resolving import open_dns
 from ztun.telemetry.config_dump import ServedWorkload
 from ztun.telemetry.logging import get_logger
 
@@ -59,6 +60,8 @@ class Pods:
     async def open_captures(self) -> None:
         """Listen for redirected traffic in the proxy's own network namespace. Raises :class:`ConfigError`."""
         self._captures = await self._redirected.open(ORDINARY)
+        if (dns := self._plane.settings.dns) is not None:
+            await open_dns(self._plane, self._plane.home, dns, self._first, "the pod")
 
     async def reconcile(self, snapshot: Snapshot) -> None:
         """Make the listeners fit a snapshot; pods that stay are not touched."""
@@ -155,6 +158,10 @@ class Pods:
         self._plane.connections.cut_where(lambda one: one.local.uid == uid, gone)
         self._inbound.drop(uid, gone)
         self._log.info("pod no longer served", workload=f"{pod.workload.namespace}/{pod.workload.name}")
+
+    def _first(self) -> Workload | None:
+        """Whose queries are captured. Of several pods in one namespace nobody could tell who has asked."""
+        return next((pod.workload for pod in self._pods.values()), None)
 
     def _local(self, ip: str) -> Workload | None:
         settings = self._plane.settings

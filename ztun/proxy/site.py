@@ -7,14 +7,18 @@ in another namespace, never gets a socket of the one before.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING
 
 from certs.peer import PeerExpectation
-from ztun.errors import ConnectError, ZtunError
+from ztun.dns.stub import resolve_outside
+from ztun.dns.upstream import Upstream
+from ztun.errors import ConnectError, DnsError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.model import join_host_port
 from ztun.net.app_socket import AppSocket
 from ztun.net.dial import Dialled, connect
+from ztun.net.namespaces import make_socket
 from ztun.net.pool import PoolKey, TunnelPool
 from ztun.net.tunnel import Tunnel, dial_tunnel
 from ztun.telemetry.logging import get_logger
@@ -22,6 +26,7 @@ from ztun.telemetry.logging import get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from ztun.dns.proxy import DnsProxy
     from ztun.net.dial import SocketOptions
     from ztun.net.namespaces import NetworkNamespace
     from ztun.proxy.plane import Plane
@@ -35,6 +40,10 @@ class Site:
         self.keep_source = plane.settings.keep_source
         """Whether applications see the client's address: they must, they never do, or where possible (None)."""
         self.pool = TunnelPool(self._dial, plane.settings.pool)
+        self.upstream = Upstream(plane.dns.nameservers, self._make_socket, plane.dns.limits)
+        """The nameservers, as they are asked from here."""
+        self.dns: DnsProxy | None = None
+        """Of the pod, where its queries are captured."""
         self._plane = plane
         self._tasks: set[asyncio.Task[None]] = set()
         self._hits = 0
@@ -67,8 +76,53 @@ class Site:
 
     async def close(self) -> None:
         """End what is being set up, and cut every tunnel."""
+        if self.dns is not None:
+            self.dns.close()
         await self.stop_tasks()
         await self.pool.close()
+        if self.dns is not None:
+            await self.dns.closed()
+
+    async def resolve(self, host: str) -> str:
+        """One address of a host that is not of the mesh. Raises :class:`ConnectError`.
+
+        Where the proxy's own namespace is captured, queries of the C library would come to the proxy itself, and
+        a name that has an address of the mesh would lead back into it. There the nameservers are asked directly.
+        """
+        plane = self._plane
+        captured = plane.settings.capture and plane.settings.dns is not None
+        try:
+            async with asyncio.timeout(plane.settings.tunnel_timeouts.connect):
+                return await (self._ask_nameservers(host) if captured else self._ask_system(host))
+        except (OSError, TimeoutError, DnsError) as error:
+            code = error.code if isinstance(error, DnsError) else "dns_lookup"
+            raise ConnectError(code, f"{host} cannot be resolved: {error}", peer=host) from error
+
+    async def _ask_system(self, host: str) -> str:
+        found = await self._plane.loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        if not found:
+            raise DnsError("dns_empty", "it has no address")
+        return str(self._plane.rng.choice(found)[4][0])
+
+    async def _ask_nameservers(self, host: str) -> str:
+        rng = self._plane.rng
+        try:
+            found = await resolve_outside(self.upstream, host, 4, rng)
+        except DnsError as error:
+            if error.code != "dns_empty" or not self._plane.settings.ipv6:
+                raise
+            found = await resolve_outside(self.upstream, host, 6, rng)
+        return rng.choice(found)
+
+    def _make_socket(self, family: int, kind: int) -> socket.socket:
+        """A socket of this namespace that is not captured. Raises ``OSError``."""
+        sock = make_socket(family, kind, self.namespace)
+        try:
+            self._plane.settings.sockets.apply(sock)
+        except OSError:
+            sock.close()
+            raise
+        return sock
 
     # -- dialling --------------------------------------------------------------------------------------------
 

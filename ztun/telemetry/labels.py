@@ -33,6 +33,7 @@ NAMES_BEFORE_FLAGS = (
     "destination_cluster",
     "request_protocol",
 )
+SOURCE_NAMES = NAMES_BEFORE_FLAGS[1:9]
 NAMES_AFTER_FLAGS = (
     "connection_security_policy",
     "source_region",
@@ -66,9 +67,9 @@ class TrafficLabels:
         """The values in the order of the names above."""
         before = (
             self.reporter,
-            *_workload(self.source, self.source_principal),
+            *workload_values(self.source, self.source_principal),
             *_service(self.service),
-            *_workload(self.destination, self.destination_principal),
+            *workload_values(self.destination, self.destination_principal),
             "tcp",
         )
         return before, (self._security, *self._places())
@@ -88,7 +89,8 @@ class TrafficLabels:
         return (*_locality(self.source), *_locality(self.destination))
 
 
-def _workload(workload: Workload | None, principal: SpiffeId | None) -> tuple[str, ...]:
+def workload_values(workload: Workload | None, principal: SpiffeId | None) -> tuple[str, ...]:
+    """The values of the eight labels about one workload, ``SOURCE_NAMES`` if it is the source."""
     name = UNKNOWN if principal is None else str(principal)
     if workload is None:
         return (UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, name, UNKNOWN, UNKNOWN, UNKNOWN)

@@ -21,7 +21,7 @@ from certs.spiffe import SpiffeId
 from ztun import __version__
 from ztun.errors import ZtunError
 from ztun.telemetry.families import Counter, Family, Gauge, Histogram, Labels, ReadCounter, ReadGauge
-from ztun.telemetry.labels import TrafficLabels
+from ztun.telemetry.labels import SOURCE_NAMES, TrafficLabels
 from ztun.telemetry.traffic import TrafficSeries, TrafficTable
 
 LAG_BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -57,6 +57,13 @@ class Metrics:
                 "istio_crl_policy_rejections",
                 "Handshakes and connections refused because of a revocation list (unstable)",
                 ("reporter",),
+            )
+        )
+        self.on_demand_dns = self.add(
+            Counter(
+                "istio_on_demand_dns",
+                "Uses of the address of a workload that is known by its DNS name only (unstable)",
+                (*SOURCE_NAMES, "hostname"),
             )
         )
         self.tunnels_open = self.add(

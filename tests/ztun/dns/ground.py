@@ -18,6 +18,7 @@ from tests.ztun.dns.nameserver import Nameserver, bound, open_sockets
 from ztun.dns.limits import DnsLimits, InFlight
 from ztun.dns.metrics import DnsMetrics
 from ztun.dns.proxy import DnsProxy, DnsSurroundings
+from ztun.dns.upstream import Upstream
 from ztun.dns.zone import ZoneOptions
 from ztun.errors import CaptureError
 from ztun.mesh.model import Workload
@@ -59,7 +60,7 @@ class Ground:
         self.proxy = DnsProxy(
             self.around,
             lambda: self.client,
-            open_sockets(self.made),
+            Upstream(self.around.nameservers, open_sockets(self.made), self.around.limits),
             wait_for_client=lambda: self.wait_for_client(),
         )
         await self.open(self.ip)
