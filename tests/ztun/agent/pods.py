@@ -63,6 +63,10 @@ class Pod:
 class PodNetwork(Network):
     """Makes pods; all of them are removed at the end."""
 
+    def _make(self, name: str) -> None:
+        run("ip", "netns", "add", name)
+        self._stack.callback(_remove, name)
+
     def two_family_pod(self, name: str) -> Pod:
         """One more pod, with addresses that need no time to settle."""
         namespace = self.pod(name)
@@ -79,6 +83,11 @@ class PodNetwork(Network):
         pod = Pod(namespace, 1)
         pod.run("ip", "-batch", "-", text=_LONELY)
         return pod
+
+
+def _remove(name: str) -> None:
+    if (NETNS_DIRECTORY / name).exists():  # a test may have done so
+        run("ip", "netns", "del", name)
 
 
 _LONELY = """
