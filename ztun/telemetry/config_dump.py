@@ -11,7 +11,7 @@ import platform
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, is_dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Literal, Protocol
 
@@ -205,7 +205,8 @@ def _connection(connection: ConnectionEntry) -> Json:
 def redact(value: object, *, depth: int = 0) -> Json:
     """Settings as JSON: camelCase names, plain values, and nothing secret.
 
-    A value is secret when its name has a word such as "token" or "key" in it; so is the user part of a URL.
+    A text is secret when its name has a word such as "token" or "key" in it; so is the user part of a URL. Numbers
+    are limits and times, a length of time is in seconds.
     """
     if depth > MAX_DEPTH:
         return "..."
@@ -213,8 +214,10 @@ def redact(value: object, *, depth: int = 0) -> Json:
         value = {one.name: getattr(value, one.name) for one in fields(value)}
     if isinstance(value, Mapping):
         return {
-            _camel(str(name)): REDACTED if _is_secret(str(name)) and one else redact(one, depth=depth + 1)
-            for name, one in value.items()
+            _camel(name): REDACTED if _is_secret(name, one) else redact(one, depth=depth + 1)
+            for name, one in (
+                (str(key.value if isinstance(key, Enum) else key), one) for key, one in value.items()
+            )
         }
     if isinstance(value, list | tuple):
         return [redact(one, depth=depth + 1) for one in value]
@@ -224,11 +227,15 @@ def redact(value: object, *, depth: int = 0) -> Json:
         return redact(value.value, depth=depth + 1)
     if value is None or isinstance(value, bool | int | float):
         return value
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     text = str(value)
     return REDACTED if "PRIVATE KEY-----" in text else _USER_INFO.sub(f"{REDACTED}@", text)
 
 
-def _is_secret(name: str) -> bool:
+def _is_secret(name: str, value: object) -> bool:
+    if not value or isinstance(value, bool | int | float):
+        return False
     return not _SECRET_WORDS.isdisjoint(word.lower() for word in _WORDS.findall(name))
 
 

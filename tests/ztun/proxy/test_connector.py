@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.ztun.proxy.applications import Wires
 from tests.ztun.proxy.mesh import Pair, until
 from ztun.mesh.lookup import OutboundRoute, RouteKind
+from ztun.mesh.model import Workload
 from ztun.net.app_socket import AppSocket
 from ztun.proxy.connector import MAX_KEEPALIVE_PROBES, MAX_KEEPALIVE_SECONDS, Connector
 from ztun.traffic.policy import Keepalive, PoolLimits
@@ -48,3 +50,26 @@ async def test_keepalive_of_a_plain_connection_is_the_destinations(
             assert sock.getsockopt(socket.IPPROTO_TCP, kind) == (default if value is None else value)
         reached.transport.abort()
         await until(lambda: reached.closed)
+
+
+@pytest.mark.asyncio
+async def test_each_use_of_a_workload_known_by_name_only_is_counted() -> None:
+    """Like ztunnel's test_on_demand_dns_request: uses, whether or not a resolver remembers."""
+    async with Pair() as mesh, Wires() as wires:
+        await mesh.start()
+        application = await wires.application("127.0.0.1", 0)
+        with contextlib.suppress(OSError):  # the name may have an address of either family
+            await wires.application("::1", application.address[1])
+        outside = Workload("outside", "outside", "default", hostname="localhost")
+        route = OutboundRoute(RouteKind.TCP, ("localhost", application.address[1]), destination=outside)
+        for number in (1, 2):
+            reached, _ = await Connector(mesh.near.plane).connect(mesh.client, ("127.0.0.1", 1), route)
+            assert isinstance(reached, AppSocket)
+            labels = {
+                "source_workload": "client",
+                "source_workload_namespace": "default",
+                "source_principal": str(mesh.client.identity),
+                "hostname": "localhost",
+            }
+            assert mesh.near.sample("istio_on_demand_dns_total", **labels) == number
+            reached.transport.abort()

@@ -338,6 +338,9 @@ class Mode(Enum):
 class Nested:
     pool_max_streams: int = 100
     mode: Mode = Mode.SHARED
+    keys_per_tunnel: int = 7
+    lifetime: timedelta = timedelta(hours=1)
+    by_mode: dict[Mode, int] = field(default_factory=lambda: {Mode.SHARED: 1})
     ca_headers: dict[str, str] = field(default_factory=lambda: {"x": "secret value"})
 
 
@@ -361,7 +364,14 @@ def test_settings_are_plain_camel_case_and_hold_no_secret() -> None:
     )
     assert "secret" not in json.dumps(shown)
     assert shown == {
-        "nested": {"poolMaxStreams": 100, "mode": "shared", "caHeaders": "[redacted]"},
+        "nested": {
+            "poolMaxStreams": 100,
+            "mode": "shared",
+            "keysPerTunnel": 7,
+            "lifetime": 3600.0,
+            "byMode": {"shared": 1},
+            "caHeaders": "[redacted]",
+        },
         "authToken": "[redacted]",
         "AUTHTOKEN": "[redacted]",
         "privateKey": "[redacted]",

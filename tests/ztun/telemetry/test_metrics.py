@@ -261,6 +261,7 @@ def test_everything_beyond_the_stable_names_says_unstable() -> None:
     series.closed("CONNECT")
     metrics.sockets_open.add("source")
     metrics.guard_trips.inc("rapid_reset")
+    metrics.on_demand_dns.inc(*["x"] * 9)
     metrics.pool_hits.inc()
     metrics.tick(0.002)
     metrics.watch_half_closed(lambda: (2, 17.5))
