@@ -36,8 +36,13 @@ async def nobody_comes() -> Workload:
 class Ground:
     """``nameservers`` may be changed at any time; ``client`` too."""
 
-    def __init__(self, limits: DnsLimits | None = None, in_flight: InFlight | None = None) -> None:
-        self.addresses = AddressBlock()
+    def __init__(
+        self,
+        limits: DnsLimits | None = None,
+        in_flight: InFlight | None = None,
+        own: AddressBlock | None = None,
+    ) -> None:
+        self.addresses = own or AddressBlock()
         self.ip = self.addresses.take()
         self.client: Workload | None = CLIENT
         self.wait_for_client: Callable[[], Awaitable[Workload]] = nobody_comes
