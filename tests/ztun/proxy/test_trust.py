@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+from watchfiles import awatch
 
 from certs.directory import CaDirectory
 from tests.peers.node import Forward, NodeProcess, Pod
@@ -37,6 +39,42 @@ def serial_of(process: NodeProcess, name: str) -> int:
 
 def roots_of(process: NodeProcess, name: str) -> int:
     return len(certificate_entry(process, name)["rootCerts"])
+
+
+async def written_below(directory: Path, stop: asyncio.Event) -> dict[Path, bytes]:
+    """Every file that is written below a directory until ``stop``, with what was last seen in it."""
+    found: dict[Path, bytes] = {}
+    async for changes in awatch(directory, stop_event=stop, step=1, debounce=1):
+        for _, name in changes:
+            path = Path(name)
+            if path.is_file():
+                found[path] = path.read_bytes()
+            else:
+                found.setdefault(path, b"")  # written and removed again
+    return found
+
+
+@pytest.mark.asyncio
+async def test_keys_of_workloads_are_never_written_to_a_disk(
+    real: RealPair, wires: Wires, tmp_path: Path
+) -> None:
+    """Whatever the two proxies write, temporary files and what they leave in their working directory included."""
+    private = tmp_path / "private"
+    private.mkdir()
+    real.environment["TMPDIR"] = str(private)
+    stop = asyncio.Event()
+    watching = asyncio.create_task(written_below(tmp_path, stop))
+    application = await wires.application(real.server.ip, APP_PORT)
+    await asyncio.to_thread(real.start)
+    await connect(real, wires, application)
+    for process, name in ((real.near, "client"), (real.far, "server")):
+        assert certificate_entry(process, name)["state"] == "Available"
+    stop.set()
+    seen = await watching
+    assert [path for path, data in seen.items() if b"PRIVATE KEY" in data] == []
+    assert {path.name for path in seen if path.is_relative_to(private)} == set()
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]
+    assert {path.parent for path in kept} == {real.authority.directory}, "the CA's own, made by the test"
 
 
 @pytest.mark.asyncio
