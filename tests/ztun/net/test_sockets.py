@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import socket
 from collections.abc import AsyncIterator
 
@@ -125,6 +126,28 @@ async def test_refused(ip: str) -> None:
         await connect((ip, APP_PORT), options=SocketOptions(), timeout=NEVER_SECONDS)
     assert (raised.value.code, raised.value.peer) == ("connect_refused", f"{ip}:{APP_PORT}")
     assert raised.value.hint
+
+
+@pytest.mark.asyncio
+async def test_no_route() -> None:
+    """Linux has no TCP route to the broadcast address, whatever else it has."""
+    with pytest.raises(ConnectError) as raised:
+        await connect(("255.255.255.255", APP_PORT), options=SocketOptions(), timeout=NEVER_SECONDS)
+    assert raised.value.code == "connect_unreachable"
+    assert raised.value.hint
+
+
+@pytest.mark.asyncio
+async def test_no_descriptor_left(ip: str) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(ConnectError) as raised:
+            await connect((ip, APP_PORT), options=SocketOptions(), timeout=NEVER_SECONDS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert raised.value.code == "no_descriptors"
+    assert "limit of open files" in raised.value.hint
 
 
 @pytest.mark.asyncio

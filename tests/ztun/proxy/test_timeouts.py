@@ -11,8 +11,8 @@ from tests.certs.handshake import certificate
 from tests.ztun.proxy.applications import Wire, Wires
 from tests.ztun.proxy.backlog import FullBacklog
 from tests.ztun.proxy.journal import code
-from tests.ztun.proxy.mesh import APP_PORT, Pair
-from tests.ztun.proxy.rogue import H2Server, RogueServer, client_context, server_context
+from tests.ztun.proxy.mesh import APP_PORT, Pair, until
+from tests.ztun.proxy.rogue import H2Client, H2Server, RogueServer, client_context, server_context
 from ztun.config import ConnectionTimeouts
 from ztun.errors import NetworkPolicySuspected
 from ztun.mesh.model import HBONE_PORT
@@ -126,6 +126,28 @@ async def test_peer_is_silent_in_the_tls_handshake(pair: Pair, wires: Wires, sai
     assert code(report) == "tls_timeout"
     assert pair.far.sample("ztun_handshake_failures_total", role="server", code="tls_timeout") == 1
     assert pair.far.sample("istio_tcp_sockets_open", reporter="destination") == 0
+
+
+@pytest.mark.asyncio
+async def test_silent_peers_are_so_many_and_no_more(
+    pair: Pair, wires: Wires, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has not shown a certificate costs memory until the limit of time; whoever has is not counted."""
+    monkeypatch.setattr("ztun.proxy.tunnels.MAX_HANDSHAKES", 3)
+    await wires.echo(pair.server_ip, APP_PORT)
+    await pair.start("far")
+    context = client_context(tmp_path, certificate(pair.ca.authority))
+    known = [await H2Client.dial(wires, pair.server_ip, context) for _ in range(5)]
+    silent = [await wires.dial((pair.server_ip, HBONE_PORT)) for _ in range(3)]
+    await until(lambda: pair.far.sample("istio_tcp_sockets_open", reporter="destination") == 8)
+    beyond = await wires.dial((pair.server_ip, HBONE_PORT))
+    assert code(await abandoned(pair, beyond)) == "too_many_handshakes"
+    for client in known:
+        assert (await client.answer(client.connect(f"{pair.server_ip}:{APP_PORT}")))[":status"] == "200"
+    silent[0].reset()
+    await pair.far.journal.refusal(2)
+    again = await H2Client.dial(wires, pair.server_ip, context)
+    assert (await again.answer(again.connect(f"{pair.server_ip}:{APP_PORT}")))[":status"] == "200"
 
 
 @pytest.mark.asyncio
