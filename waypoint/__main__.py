@@ -1,10 +1,21 @@
-"""``python -m waypoint`` is the ``waypoint`` command."""
+"""The ``waypoint`` command, also as ``python -m waypoint``."""
 
 from __future__ import annotations
 
 import sys
 
-from waypoint.cli import main
+_INTERRUPTED = 130  # 128 + SIGINT
+
+
+def main() -> int:
+    """Run the command line; the imports take long enough that somebody may think better of it meanwhile."""
+    try:
+        from waypoint.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
 
 if __name__ == "__main__":
     sys.exit(main())

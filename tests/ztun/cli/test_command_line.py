@@ -78,6 +78,28 @@ def test_help_lists_the_commands_without_loading_the_data_path() -> None:
     assert "version" in result.stdout
 
 
+@pytest.mark.parametrize("program", ["ztun", "waypoint", "certs"])
+def test_an_interrupt_while_it_is_loading_is_quiet(tmp_path: Path, program: str) -> None:
+    """A module that is loaded late tells when it is time, and waits."""
+    reached = tmp_path / "reached"
+    os.mkfifo(reached)
+    slow = tmp_path / "typer"
+    slow.mkdir()
+    (slow / "__init__.py").write_text(
+        f"import signal\nwith open({str(reached)!r}, 'w') as told: told.write('here')\nsignal.pause()\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-m", program, "--help"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert reached.read_text() == "here"
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert (child.returncode, errors) == (130, "")
+
+
 PROXY = ("proxy", "--config", "mesh", "--node", "node-a", "--ca", "ca")
 
 
