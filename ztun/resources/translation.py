@@ -205,7 +205,7 @@ def translate(
     if policies_unread:
         policies += unread_policies(settings)
     snapshot = build_snapshot(
-        workloads=[draft.finish() for draft in drafts],
+        workloads=drafts.finish(),
         services=services,
         policies=policies,
         documents=reading.routing,

@@ -81,6 +81,8 @@ class FileSource:
         self._chunks: dict[str, Any] = {}
         self._accepted: Mapping[DocumentKey, Accepted] = MappingProxyType({})
         self._problems: list[Problem] = []
+        self._replaced: list[object] = []
+        """What the last look replaced, for ``let_go``: at most one earlier state."""
         self._generation = 0
         self._unread: set[str] = set()  # paths with what may be a policy, and never could be read
 
@@ -119,6 +121,8 @@ class FileSource:
                 if snapshot is not None:
                     self._on_problems(list(snapshot.problems))
                     self._on_snapshot(snapshot)
+                if self._replaced:
+                    await asyncio.to_thread(let_go, self._replaced)
                 directories = await asyncio.to_thread(self._directories)
                 if directories != watched:
                     break
@@ -153,6 +157,7 @@ class FileSource:
                 generation=self._generation,
                 policies_unread=bool(self._unread),
             )
+        self._replaced.append(self._accepted)
         self._accepted = translation.accepted
         return translation.snapshot
 
@@ -215,11 +220,10 @@ class FileSource:
                     ]
                 problems += wrong
                 files[name] = _File(origin, text, documents)
-        before: list[object] = [self._files, self._chunks]
+        self._replaced = [self._files, self._chunks]
         self._files, self._problems, self._unread = files, problems, unread
         # Only what was used now is remembered, so the memory follows the configuration.
         self._chunks = chunks
-        let_go(before)
         return readable
 
     def _look(self) -> Signature:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 
@@ -31,10 +32,17 @@ def test_everything_is_freed_and_what_others_hold_is_not() -> None:
     assert shared.children == ()
 
 
-def test_classes_and_modules_are_left_alone() -> None:
-    parts: list[object] = [Node(gc, Node.__init__, Node)]
-    collection._spread(parts)
-    assert len(parts) < 10
+def test_what_others_hold_is_not_even_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[object] = []
+
+    def referents(part: object) -> list[object]:
+        looked_at.append(type(part))
+        return gc.get_referents(part)
+
+    monkeypatch.setattr(collection, "gc", SimpleNamespace(get_referents=referents))
+    shared = Node([1], [2])
+    let_go([[gc, Node.__init__, Node, shared, shared]])
+    assert looked_at == [list]
 
 
 def test_a_cycle_is_no_obstacle() -> None:
@@ -46,11 +54,30 @@ def test_a_cycle_is_no_obstacle() -> None:
     assert owned == []
 
 
-def test_below_a_bound_the_parts_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collection, "MAX_PARTS", 10)
-    parts: list[object] = [[[index] for index in range(1000, 1020)]]
-    collection._spread(parts)
-    assert len(parts) == 21, "one level is enough"
+def test_no_two_objects_of_a_large_mesh_die_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = collection.LARGE + 1
+    step, deaths = 0, []
+
+    def referents(part: object) -> list[object]:
+        nonlocal step
+        step += 1
+        return gc.get_referents(part)
+
+    class Mortal:
+        def __init__(self) -> None:
+            self.labels = {"app": [1, 2, 3]}
+
+        def __del__(self) -> None:
+            deaths.append(step)
+
+    monkeypatch.setattr(collection, "gc", SimpleNamespace(get_referents=referents))
+    objects = {number: Mortal() for number in range(count)}
+    indices = [MappingProxyType(objects), {"by name": list(objects.values())}]
+    del objects
+    owned: list[object] = [Node(*indices)]
+    del indices
+    let_go(owned)
+    assert len(deaths) == len(set(deaths)) == count
 
 
 def test_collection_goes_on_afterwards() -> None:
