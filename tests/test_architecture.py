@@ -41,7 +41,7 @@ ROOMS = {
 
 PURE_ROOMS = ("mesh", "resources", "hbone", "routing", "traffic")
 # Rooms with sockets in them have pure corners.
-PURE_MODULES = ("ztun.dns.zone", "ztun.dns.messages", "ztun.dns.local")
+PURE_MODULES = ("ztun.dns.zone", "ztun.dns.messages", "ztun.dns.local", "ztun.dns.memory")
 IMPURE_MODULES = (
     "asyncio",
     "socket",

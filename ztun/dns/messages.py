@@ -68,19 +68,17 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query with one question. ``name`` is as the client wrote it, also its case."""
+    """A query with one question. ``name`` is as the client wrote it, also its case.
+
+    ``type_text`` is ``A``, ``HTTPS`` ...; all types without a name are one, for anybody can invent them.
+    """
 
     wire: bytes
     header: Header
     name: dns.name.Name
     rdtype: dns.rdatatype.RdataType
     rdclass: dns.rdataclass.RdataClass
-
-    @property
-    def type_text(self) -> str:
-        """``A``, ``HTTPS`` ...; all types without a name are one, for anybody can invent them."""
-        text = dns.rdatatype.to_text(self.rdtype)
-        return "UNKNOWN" if text.startswith("TYPE") else text
+    type_text: str
 
     @property
     def domain(self) -> str:
@@ -121,7 +119,10 @@ def read_query(wire: bytes) -> Query:
         (question,) = dns.message.from_wire(wire, question_only=True).question
     except (dns.exception.DNSException, ValueError) as error:
         raise BadQuery(f"unreadable: {error}", _bare(header, dns.rcode.FORMERR)) from error
-    return Query(wire, header, question.name, question.rdtype, question.rdclass)
+    kind = dns.rdatatype.to_text(question.rdtype)
+    if kind.startswith("TYPE"):
+        kind = "UNKNOWN"
+    return Query(wire, header, question.name, question.rdtype, question.rdclass, kind)
 
 
 def answer(query: Query, addresses: Sequence[str], *, stripped: str | None = None, udp: bool) -> bytes:
@@ -181,6 +182,9 @@ def belongs(query: Query, wire: bytes) -> bool:
         return header.rcode in _NO_QUESTION and not (header.answers or header.authorities)
     if header.questions != 1:
         return False
+    end = HEADER_BYTES + sum(1 + len(label) for label in query.name.labels) + 4
+    if wire[HEADER_BYTES:end] == query.wire[HEADER_BYTES:end]:
+        return True  # nearly always: servers send the question back as it is
     try:
         (question,) = dns.message.from_wire(wire, question_only=True).question
     except (dns.exception.DNSException, ValueError):

@@ -12,6 +12,7 @@ import dns.rcode
 
 from ztun.dns.limits import DnsLimits, InFlight
 from ztun.dns.local import answer_locally
+from ztun.dns.memory import Decision, Memory
 from ztun.dns.messages import (
     MIN_UDP_BYTES,
     BadQuery,
@@ -70,6 +71,7 @@ class DnsProxy:
         self._loop = asyncio.get_running_loop()
         self.upstream = upstream
         self._in_flight = InFlight(around.limits.queries, "pod", around.in_flight)
+        self._memory = Memory()
         self._tasks: set[asyncio.Task[None]] = set()
         self._udp: list[UdpServer] = []
         self._tcp: list[asyncio.Server] = []
@@ -126,38 +128,51 @@ class DnsProxy:
     # -- queries ---------------------------------------------------------------------------------------------
 
     def _receive(self, wire: bytes, peer: Address, reply: Reply, *, udp: bool) -> None:
+        ours, client = self.upstream.sent(peer), self._client()
+        if client is not None and not ours:
+            decision = self._memory.recall(wire, self._circumstances(client), udp=udp)
+            if decision is not None:
+                self._carry_out(decision, client, reply, udp=udp)
+                return
         try:
             query = read_query(wire)
         except BadQuery as error:
             self._log.debug("not a query", peer=join_host_port(*peer), error=str(error))
             reply(error.reply)
             return
-        if self.upstream.sent(peer):
+        if ours:
             self._log.warning(
                 "a query to a nameserver came back to the proxy",
                 peer=join_host_port(*peer),
                 hint="the proxy's own packets need a mark (PACKET_MARK) that the redirect leaves alone",
             )
             reply(failure(query, dns.rcode.SERVFAIL))
-            return
-        client = self._client()
-        if client is None:
+        elif client is None:
             self._start(self._answer_late(query, reply, udp=udp), query, None, reply, udp=udp)
-        elif not self._answer(query, client, reply, udp=udp):
-            self._start(self._forward(query, client, reply, udp=udp), query, client, reply, udp=udp)
+        else:
+            self._carry_out(self._decide(query, client, udp=udp), client, reply, udp=udp)
 
-    def _answer(self, query: Query, client: Workload, reply: Reply, *, udp: bool) -> bool:
-        """Answer what the mesh knows; whether it did."""
+    def _circumstances(self, client: Workload) -> object:
+        """What the answer to a query depends on."""
+        return self._around.snapshot().generation, client.uid, self._around.options()
+
+    def _decide(self, query: Query, client: Workload, *, udp: bool) -> Decision:
         around = self._around
-        found = answer_locally(
+        answer = answer_locally(
             query, around.snapshot(), client, rng=around.rng, options=around.options(), udp=udp
         )
-        if found is None:
-            return False
+        decision = Decision(query, answer)
+        self._memory.keep(decision, self._circumstances(client), udp=udp)
+        return decision
+
+    def _carry_out(self, decision: Decision, client: Workload, reply: Reply, *, udp: bool) -> None:
+        query, answer = decision.query, decision.answer
+        if answer is None:
+            self._start(self._forward(query, client, reply, udp=udp), query, client, reply, udp=udp)
+            return
         self._count(query, client, udp=udp)
-        self._report(query, client, found.result, found.endpoints)
-        reply(found.wire)
-        return True
+        self._report(query, client, answer.result, answer.endpoints)
+        reply(answer.wire)
 
     def _start(
         self,
@@ -198,12 +213,15 @@ class DnsProxy:
             self._report(query, None, f"unknown source ({error})", 0)
             reply(failure(query, dns.rcode.SERVFAIL))
             return
-        if not self._answer(query, client, reply, udp=udp):
+        decision = self._decide(query, client, udp=udp)
+        if decision.answer is None:
             await self._forward(query, client, reply, udp=udp)
+        else:
+            self._carry_out(decision, client, reply, udp=udp)
 
     async def _forward(self, query: Query, client: Workload, reply: Reply, *, udp: bool) -> None:
         metrics, labels = self._around.metrics, dns_labels(query.type_text, udp=udp, client=client)
-        self._count(query, client, udp=udp)
+        metrics.requests.inc(*labels)
         metrics.upstream_requests.inc(*labels)
         started = self._loop.time()
         try:

@@ -100,8 +100,12 @@ WORKLOADS = (
 )
 
 
-def snapshot(*more: Service, cluster_domain: str = "cluster.local") -> Snapshot:
+def snapshot(*more: Service, cluster_domain: str = "cluster.local", generation: int = 0) -> Snapshot:
     """The mesh."""
     return build_snapshot(
-        workloads=WORKLOADS, services=(*SERVICES, *more), policies=(), cluster_domain=cluster_domain
+        workloads=WORKLOADS,
+        services=(*SERVICES, *more),
+        policies=(),
+        cluster_domain=cluster_domain,
+        generation=generation,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 
 import dns.asyncquery
@@ -74,10 +75,40 @@ class TestNamesOfTheMesh:
         reply = await ground.udp(dns.message.make_query("wEb.aPp", "A"))
         assert reply.question[0].name.labels == reply.answer[0].name.labels == (b"wEb", b"aPp", b"")
 
-    async def test_a_new_snapshot_counts_at_once(self, ground: Ground) -> None:
-        ground.mesh = snapshot(kube("fresh", "app", "10.96.7.7"))
-        answer = await ground.resolver().resolve("fresh", "A")
-        assert [record.address for record in answer] == ["10.96.7.7"]
+    async def test_a_new_snapshot_counts_at_once(self, ground: Ground, nameserver: Nameserver) -> None:
+        query = dns.message.make_query("fresh", "A")
+        assert (await ground.udp(query)).rcode() == dns.rcode.NXDOMAIN
+        for generation, ip in ((1, "10.96.7.7"), (2, "10.96.7.8")):
+            ground.mesh = snapshot(kube("fresh", "app", ip), generation=generation)
+            assert (await ground.udp(query)).answer[0][0].address == ip
+        ground.mesh = snapshot(generation=3)
+        assert (await ground.udp(query)).rcode() == dns.rcode.NXDOMAIN
+
+    @pytest.mark.parametrize("tcp", [False, True])
+    async def test_the_same_question_again(self, ground: Ground, nameserver: Nameserver, tcp: bool) -> None:
+        """The answer has the id of the query it belongs to, and everything is counted."""
+        ask = ground.tcp if tcp else ground.udp
+        protocol = ("tcp" if tcp else "udp", "client", "v1")
+        for number in range(4):
+            reply = await ask(dns.message.make_query("wEb", "A", id=100 + number))
+            assert (reply.id, reply.answer[0][0].address) == (100 + number, "10.96.0.1")
+            assert reply.answer[0].name.labels == (b"wEb", b"")
+            reply = await ask(dns.message.make_query("out.example", "A", id=200 + number))
+            assert (reply.id, reply.rcode()) == (200 + number, dns.rcode.NXDOMAIN)
+        assert [asked.message.id for asked in nameserver.asked] == [200, 201, 202, 203]
+        assert ground.count("requests", "a", *protocol) == 8
+        assert ground.count("upstream_requests", "a", *protocol) == 4
+
+    async def test_who_asks_may_become_somebody_else(self, ground: Ground) -> None:
+        query = dns.message.make_query("web", "A")
+        assert (await ground.udp(query)).answer[0][0].address == "10.96.0.1"
+        ground.client = dataclasses.replace(CLIENT, uid="another", namespace="other")
+        assert (await ground.udp(query)).answer[0][0].address == "10.96.0.2"
+
+    async def test_several_addresses_take_turns(self, ground: Ground) -> None:
+        query = dns.message.make_query("db", "A")
+        first = {(await ground.udp(query)).answer[0][0].address for _ in range(40)}
+        assert first == {"10.1.0.1", "10.1.0.2"}
 
     async def test_ipv6_clients(self, ground: Ground) -> None:
         await ground.open("::1")
