@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ import pytest_asyncio
 
 from tests.peers.credentials import ThrowAwayAuthority
 from tests.peers.node import Pod, write_mesh
+from tests.ztun.netns.connections import APP_PORT, close, dial, listen
 from tests.ztun.netns.namespaces import PACKET_MARK, InsideNode, Namespace, Network, missing
-from tests.ztun.proxy.applications import Application, Wire, Wires
+from tests.ztun.proxy.applications import Wires
 from tests.ztun.proxy.processes import completed, exchange, lines, metric, wait_for
 
 pytestmark = pytest.mark.netns
 
-APP_PORT = 9000
 VIP = "10.96.0.10"
 OWN_PORTS = (15001, 15006, 15008)
 REASON = missing()
@@ -103,39 +102,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 async def wires() -> AsyncIterator[Wires]:
     async with Wires() as wires:
         yield wires
-
-
-async def listen(wires: Wires, namespace: Namespace, ip: str = "", port: int = APP_PORT) -> Application:
-    """An application inside a namespace."""
-    application = Application(wires)
-    sock = namespace.inside(lambda: socket.create_server((ip or namespace.ip, port)))
-    wires.keep_server(await asyncio.start_server(application._serve, sock=sock))
-    return application
-
-
-async def dial(wires: Wires, namespace: Namespace, ip: str, port: int = APP_PORT) -> Wire:
-    """A connection out of a namespace; its socket is made there and connects from here."""
-
-    def make() -> socket.socket:
-        sock = socket.socket()
-        sock.setblocking(False)
-        return sock
-
-    sock = namespace.inside(make)
-    try:
-        await asyncio.get_running_loop().sock_connect(sock, (ip, port))
-    except BaseException:
-        sock.close()
-        raise
-    reader, writer = await asyncio.open_connection(sock=sock)
-    return wires.keep(Wire(reader, writer))
-
-
-async def close(client: Wire, server: Wire) -> None:
-    client.end()
-    assert await server.receive_all() == b""
-    server.end()
-    assert await client.ending() == "eof"
 
 
 @pytest.mark.asyncio
@@ -295,9 +261,7 @@ async def test_loops_are_refused(world: World, wires: Wires, way: str, port: int
 
 @pytest.mark.asyncio
 async def test_many_captured_connections(world: World, wires: Wires) -> None:
-    application = Application(wires, echo=True)
-    sock = world.server.inside(lambda: socket.create_server((world.server.ip, 9200), backlog=256))
-    wires.keep_server(await asyncio.start_server(application._serve, sock=sock))
+    application = await listen(wires, world.server, port=9200, echo=True)
 
     async def one(number: int) -> None:
         client = await dial(wires, world.client, world.server.ip, 9200)

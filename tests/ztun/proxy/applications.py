@@ -116,6 +116,10 @@ class Wires:
         self._wires.append(wire)
         return wire
 
+    def forget(self, wire: Wire) -> None:
+        """This one is closed."""
+        self._wires.remove(wire)
+
     def keep_server(self, server: asyncio.Server) -> asyncio.Server:
         """Close this one in the end, too."""
         self._servers.append(server)
@@ -151,5 +155,6 @@ class Application:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(LINE_LIMIT_BYTES):
                 await wire.send(data)
-            wire.end()
+            if not writer.transport.is_closing():
+                wire.end()
         await wire.close()

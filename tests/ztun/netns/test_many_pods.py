@@ -1,0 +1,117 @@
+"""One process, many pods: what each costs, and that nothing is left when they are gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.peers.credentials import ThrowAwayAuthority
+from tests.peers.node import NodeProcess, write_mesh
+from tests.ztun.agent.pods import Pod, PodNetwork
+from tests.ztun.netns.namespaces import missing
+from ztun.zds.messages import (
+    AddWorkload,
+    DelWorkload,
+    Request,
+    SnapshotSent,
+    decode_ack,
+    decode_hello,
+    encode_request,
+)
+
+pytestmark = pytest.mark.netns
+
+REASON = missing()
+PODS = 200
+PORTS = (15001, 15006, 15008)
+DESCRIPTORS_EACH = 9  # the namespace, the way back, three listeners; DNS over UDP and TCP, in both families
+ANSWER_SECONDS = 60.0
+
+
+class Agent:
+    """The other end of ZDS, as plain as it can be."""
+
+    def __init__(self, path: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.settimeout(ANSWER_SECONDS)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._proxy = socket.socket()
+
+    def accept(self) -> None:
+        """Wait for the proxy."""
+        self._proxy.close()
+        self._proxy, _ = self._listener.accept()
+        self._proxy.settimeout(ANSWER_SECONDS)
+        decode_hello(self._proxy.recv(4096))
+
+    def ask(self, request: Request, namespace: Path | None = None) -> None:
+        """Ask, and see that the proxy agrees."""
+        descriptors = [os.open(namespace, os.O_RDONLY)] if namespace is not None else []
+        try:
+            socket.send_fds(self._proxy, [encode_request(request)], descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        assert decode_ack(self._proxy.recv(4096)).error == ""
+
+    def close(self) -> None:
+        """Hang up."""
+        self._proxy.close()
+        self._listener.close()
+
+
+@pytest.fixture
+def network() -> Iterator[PodNetwork]:
+    if REASON:
+        pytest.skip(REASON)
+    with PodNetwork() as network:
+        yield network
+
+
+def test_one_process_serves_two_hundred_pods(network: PodNetwork, tmp_path: Path) -> None:
+    agent = Agent(tmp_path / "zds")
+    proxy = NodeProcess(
+        "node",
+        config=write_mesh(tmp_path / "mesh", []),
+        authority=ThrowAwayAuthority(tmp_path).directory,
+        directory=tmp_path,
+        environment={"INPOD_ENABLED": "true", "INPOD_UDS": str(tmp_path / "zds"), "LOG_FORMAT": "json"},
+    )
+    pods = [network.lonely_pod(f"many{number}") for number in range(PODS)]
+    with contextlib.ExitStack() as stack:
+        stack.callback(agent.close)
+        proxy.spawn()
+        stack.push(proxy)
+        agent.accept()
+        agent.ask(SnapshotSent())
+        proxy.wait_ready()
+        agent.ask(AddWorkload("first", "first", "default", "default"), pods[0].path)
+        agent.ask(DelWorkload("first"))  # whatever is opened once and kept is open now
+        before = proxy.descriptors()
+        for number, pod in enumerate(pods):
+            agent.ask(AddWorkload(f"uid-{number}", f"pod-{number}", "default", "default"), pod.path)
+        assert proxy.descriptors() - before <= PODS * DESCRIPTORS_EACH
+        for pod in pods:
+            assert listening(pod) == set(PORTS)
+        for number in range(PODS):
+            agent.ask(DelWorkload(f"uid-{number}"))
+        proxy.wait_until(lambda: proxy.descriptors() <= before, "rid of all of it")
+        for pod in pods:
+            assert listening(pod) == set()
+
+
+def listening(pod: Pod) -> set[int]:
+    """Which of the proxy's ports take connections inside a pod."""
+
+    def taken(port: int) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", port)) == 0
+
+    found: set[int] = pod.inside(lambda: {port for port in PORTS if taken(port)})
+    return found
