@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import faulthandler
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 def run_process(work: Callable[[], Coroutine[None, None, int]]) -> int:
     """Prepare the process and run ``work`` on its event loop; gives what it gives."""
     forbid_dumps()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # where a stuck process is, on standard error
     keep_buffers()
     sys.setswitchinterval(SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -26,6 +26,7 @@ from ztun.telemetry.logging import Logging, get_logger
 from ztun.telemetry.metrics import Metrics
 from ztun.telemetry.readiness import Readiness
 from ztun.telemetry.server import TelemetryServers
+from ztun.telemetry.tasks import tasks_of
 from ztun.telemetry.writer import LineWriter
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ class Runtime:
             readiness=readiness,
             levels=levels,
             shutdown=stop_from_thread,
+            tasks=lambda: tasks_of(loop),
             admin_address=("127.0.0.1", settings.admin_port),
             metrics_address=("", settings.metrics_port),
             readiness_address=("", settings.readiness_port),

@@ -39,13 +39,18 @@ scope: for example proxy, proxy::inbound, access
 """
 _PAGES = (
     ("config_dump", "GET", "the mesh, certificates, connections and settings as JSON"),
+    ("debug/tasks", "GET", "what the event loop is doing, task by task"),
     ("logging", "POST", "show or change log levels"),
     ("quitquitquit", "POST", "drain and shut down, as SIGTERM does"),
 )
 
 
-def admin_app(dump: ConfigDump, levels: Levels, shutdown: Callable[[], None]) -> Starlette:
-    """The admin application. ``shutdown`` starts the drain and returns; it runs on the server's thread."""
+def admin_app(
+    dump: ConfigDump, levels: Levels, shutdown: Callable[[], None], tasks: Callable[[], str]
+) -> Starlette:
+    """The admin application. ``shutdown`` starts the drain and returns; ``tasks`` may raise ``TimeoutError``. Both run
+    on the server's thread.
+    """
 
     async def index(_request: Request) -> Response:
         rows = "".join(
@@ -73,6 +78,13 @@ def admin_app(dump: ConfigDump, levels: Levels, shutdown: Callable[[], None]) ->
             return PlainTextResponse(f"{error} ({error.hint})\n{_LOGGING_HELP}", 400)
         return PlainTextResponse(f"current log level is {levels}\n")
 
+    async def debug_tasks(_request: Request) -> Response:
+        try:
+            return PlainTextResponse(tasks())
+        except TimeoutError as error:
+            hint = "send SIGUSR1 to see on standard error where it is"
+            return PlainTextResponse(f"{error}; {hint}\n", 503)
+
     async def quit_quit_quit(request: Request) -> Response:
         if (refusal := _refuse_web_pages(request)) is not None:
             return refusal
@@ -82,6 +94,7 @@ def admin_app(dump: ConfigDump, levels: Levels, shutdown: Callable[[], None]) ->
     return _application(
         Route("/", index, methods=_ANY),
         Route("/config_dump", config_dump, methods=_ANY),
+        Route("/debug/tasks", debug_tasks, methods=_ANY),
         Route("/logging", logging, methods=["POST"]),
         Route("/quitquitquit", quit_quit_quit, methods=["POST"]),
     )

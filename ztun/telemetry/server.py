@@ -51,7 +51,7 @@ class TelemetryServers:
 
     A server whose address is None is left out. Port 0 takes a free port; ``addresses`` tells which.
     ``shutdown`` is called on the servers' thread, so it should be a ``loop.call_soon_threadsafe`` of the
-    proxy's loop.
+    proxy's loop; so is ``tasks``, which tells what that loop is doing.
     """
 
     def __init__(
@@ -62,12 +62,13 @@ class TelemetryServers:
         readiness: Readiness,
         levels: Levels,
         shutdown: Callable[[], None],
+        tasks: Callable[[], str] = lambda: "",
         admin_address: Address | None = ("127.0.0.1", ADMIN_PORT),
         metrics_address: Address | None = ("", METRICS_PORT),
         readiness_address: Address | None = ("", READINESS_PORT),
     ) -> None:
         plan: tuple[tuple[str, Address | None, Starlette], ...] = (
-            ("admin", admin_address, admin_app(dump, levels, shutdown)),
+            ("admin", admin_address, admin_app(dump, levels, shutdown, tasks)),
             ("metrics", metrics_address, metrics_app(metrics)),
             ("readiness", readiness_address, readiness_app(readiness)),
         )

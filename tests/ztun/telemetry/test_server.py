@@ -38,6 +38,7 @@ class Proxy:
         self.readiness = Readiness()
         self.levels = Levels("info")
         self.shutdown_asked = threading.Event()
+        self.stuck = False
         self.snapshot = build_snapshot(
             workloads=[Workload(uid="c", name="client-1", namespace="default")], services=[], policies=[]
         )
@@ -48,6 +49,7 @@ class Proxy:
             readiness=self.readiness,
             levels=self.levels,
             shutdown=self.shutdown_asked.set,
+            tasks=self.tell,
             **{
                 "admin_address": LOOPBACK,
                 "metrics_address": LOOPBACK,
@@ -55,6 +57,11 @@ class Proxy:
                 **addresses,
             },
         )
+
+    def tell(self) -> str:
+        if self.stuck:
+            raise TimeoutError("the event loop did not get to answer within 2 s")
+        return "1 tasks\n"
 
     def url(self, server: str, path: str) -> str:
         host, port = self.servers.addresses[server]
@@ -187,6 +194,16 @@ def test_shutdown_needs_a_post_that_is_not_from_a_web_page(proxy: Proxy) -> None
     answer = httpx.post(url)
     assert (answer.status_code, answer.text) == (200, "shutdown now\n")
     assert proxy.shutdown_asked.is_set()
+
+
+def test_tasks_of_the_event_loop(proxy: Proxy) -> None:
+    url = proxy.url("admin", "/debug/tasks")
+    assert httpx.get(url).text == "1 tasks\n"
+    proxy.stuck = True
+    answer = httpx.get(url)
+    assert answer.status_code == 503
+    assert "did not get to answer" in answer.text
+    assert "SIGUSR1" in answer.text
 
 
 def test_index_and_unknown_pages(proxy: Proxy) -> None:
