@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench bench-quick bench-growth lint format clean
+.PHONY: demo test bench bench-quick bench-growth bench-micro lint format clean
 
 demo: $(READY)
 	$(BIN)/ztun demo --check
@@ -21,6 +21,10 @@ bench-quick: $(READY)
 
 bench-growth: $(READY)
 	$(BIN)/python -m tests.bench.growth $(ARGS)
+
+bench-micro: $(READY)
+	$(BIN)/pytest tests/bench/micro -o python_files='*.py' --benchmark-columns=ops,median,iqr,rounds \
+		--benchmark-sort=name --benchmark-disable-gc $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
