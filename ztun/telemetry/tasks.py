@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import io
 
 ANSWER_SECONDS = 2.0  # an event loop that takes longer for a turn is itself the news
 MAX_TASKS = 1000  # shown; a proxy with more has connections being set up, and one looks like the other
-MAX_FRAMES = 8  # of each task, the innermost
+MAX_FRAMES = 16  # of each task, from the outermost
 
 
 def tasks_of(loop: asyncio.AbstractEventLoop) -> str:
@@ -32,11 +31,21 @@ def tasks_of(loop: asyncio.AbstractEventLoop) -> str:
 
 def _describe(loop: asyncio.AbstractEventLoop) -> str:
     tasks = sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
-    text = io.StringIO()
-    text.write(f"{len(tasks)} tasks\n")
+    lines = [f"{len(tasks)} tasks"]
     for task in tasks[:MAX_TASKS]:
-        text.write("\n")
-        task.print_stack(limit=MAX_FRAMES, file=text)
+        lines += ["", task.get_name(), *(f"  {place}" for place in _places(task.get_coro()))]
     if len(tasks) > MAX_TASKS:
-        text.write(f"\n... and {len(tasks) - MAX_TASKS} more\n")
-    return text.getvalue()
+        lines += ["", f"... and {len(tasks) - MAX_TASKS} more"]
+    return "\n".join(lines) + "\n"
+
+
+def _places(coroutine: object) -> list[str]:
+    """Where a coroutine is, and what it awaits is, and so on; ``Task.print_stack`` stops at the first of them."""
+    places: list[str] = []
+    while coroutine is not None and len(places) < MAX_FRAMES:
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
+        if frame is not None:
+            code = frame.f_code
+            places.append(f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})")
+        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
+    return places

@@ -11,6 +11,10 @@ pytestmark = pytest.mark.unit
 
 
 async def waits_here(event: asyncio.Event) -> None:
+    await deeper(event)
+
+
+async def deeper(event: asyncio.Event) -> None:
     await event.wait()
 
 
@@ -22,8 +26,9 @@ async def test_each_task_shows_its_name_and_where_it_waits() -> None:
         text = await asyncio.to_thread(tasks_of, asyncio.get_running_loop())
         event.set()
     assert text.startswith("2 tasks\n")
-    assert "the one that waits" in text
-    assert "await event.wait()" in text
+    shown = text.partition("the one that waits\n")[2].split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in shown] == ["waits_here", "deeper", "Event.wait"]
+    assert __file__ in shown[0]
 
 
 @pytest.mark.asyncio
