@@ -86,8 +86,20 @@ class DnsProxy:
     # -- life ------------------------------------------------------------------------------------------------
 
     async def open(self, udp: Iterable[socket.socket], tcp: Iterable[socket.socket]) -> None:
-        """Serve bound UDP sockets and bound TCP sockets, which are listened on here and closed with the proxy."""
+        """Serve bound UDP sockets and bound TCP sockets, which are listened on here and closed with the proxy.
+
+        Raises ``OSError`` when the kernel refuses; every socket is closed then.
+        """
         udp, tcp = list(udp), list(tcp)
+        try:
+            await self._open(udp, tcp)
+        except OSError:
+            self.close()
+            for sock in (*udp, *tcp):
+                sock.close()
+            raise
+
+    async def _open(self, udp: Sequence[socket.socket], tcp: Sequence[socket.socket]) -> None:
         self.upstream.listening(_address(sock) for sock in (*udp, *tcp))
         for sock in udp:
             self._udp.append(

@@ -10,13 +10,8 @@ from ztun.dns.messages import MAX_QUERY_BYTES
 from ztun.dns.nameservers import Address
 from ztun.dns.requests import Receive
 
-BATCH_DATAGRAMS = (
-    16  # read in one turn of the loop, about 5 ms of work: connections have their turn in between
-)
-
-MAX_QUEUED_DATAGRAMS = (
-    1000  # more than a socket's buffer of 208 KiB holds, at the 256 bytes or more that each costs it
-)
+BATCH_DATAGRAMS = 16  # per turn of the loop, about 5 ms of work: connections have their turn in between
+MAX_QUEUED_DATAGRAMS = 300  # more than a socket's buffer of 208 KiB holds: each takes 768 bytes or more
 _DISCARD_PORT = 9
 
 

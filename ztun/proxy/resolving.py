@@ -80,11 +80,14 @@ async def open_dns(
         for _, sock in bound:
             sock.close()
         raise
+    try:
+        await proxy.open(
+            [sock for kind, sock in bound if kind == socket.SOCK_DGRAM],
+            [sock for kind, sock in bound if kind == socket.SOCK_STREAM],
+        )
+    except OSError as error:
+        raise ConfigError("listen_failed", f"cannot serve the DNS of {who}: {error.strerror}") from error
     site.dns = proxy
-    await proxy.open(
-        [sock for kind, sock in bound if kind == socket.SOCK_DGRAM],
-        [sock for kind, sock in bound if kind == socket.SOCK_STREAM],
-    )
 
 
 async def resolve_destination(

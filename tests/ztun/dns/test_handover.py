@@ -76,3 +76,16 @@ async def test_one_that_has_finished_can_be_closed(ground: Ground) -> None:
     ground.proxy.finish()
     ground.proxy.close()
     await ground.proxy.closed()
+
+
+async def test_sockets_that_cannot_be_served_are_closed(ground: Ground) -> None:
+    """Two that are bound without listening to one address cannot listen both."""
+    ip = ground.addresses.take()
+    pair = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(2)]
+    for sock in pair:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((ip, PORT))
+    udp = shared(ip, socket.SOCK_DGRAM)
+    with pytest.raises(OSError, match="in use"):
+        await ground.proxy.open([udp], pair)
+    assert [sock.fileno() for sock in (udp, *pair)] == [-1] * 3
