@@ -111,7 +111,10 @@ class DnsProxy:
             )
         for sock in tcp:
             sock.setblocking(False)
-            self._tcp.append(await self._loop.create_server(self._connections.accept, sock=sock))
+            backlog = self._around.limits.connections  # nobody who waits behind so many would be served
+            sock.listen(backlog)  # the loop would not tell that it failed
+            make = self._connections.accept
+            self._tcp.append(await self._loop.create_server(make, sock=sock, backlog=backlog))
 
     def finish(self) -> None:
         """Leave new queries to another proxy that listens here, if there is one; those under way are answered."""
