@@ -107,6 +107,16 @@ class NetworkNamespace:
                 os.abort()  # everything after this would happen in the wrong namespace
 
 
+def rehearse(work: Callable[[], T]) -> T:
+    """Do something as it is done inside a pod, but here. Raises ``OSError`` where this process may not do that."""
+    own = NetworkNamespace.own()
+    try:
+        _enter(own.descriptor)
+        return work()
+    finally:
+        own.close()
+
+
 def make_socket(family: int, kind: int, namespace: NetworkNamespace | None = None) -> socket.socket:
     """A socket of a namespace, else of the calling thread's; non-blocking and not inherited.
 

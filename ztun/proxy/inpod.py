@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from ztun.config import SOCKS5_PORT, InpodSettings, ProxyPod
 from ztun.errors import ConfigError, RelayError, ZdsError, ZtunError
 from ztun.mesh.model import Workload
 from ztun.net.listeners import Listener, Listening, listen
+from ztun.net.namespaces import make_socket, rehearse
 from ztun.proxy.captures import Captures, any_address
 from ztun.proxy.entries import open_socks5
 from ztun.proxy.inbound import Inbound
@@ -73,7 +75,15 @@ class InpodPods:
         plane.readiness.register(READINESS)
 
     async def open(self) -> None:
-        """Serve the proxy's own pod, if it is one. Raises :class:`ConfigError`."""
+        """Serve the proxy's own pod, if it is one. Raises :class:`ConfigError`, also when privileges are missing."""
+        try:
+            rehearse(self._make_marked_socket)
+        except OSError as error:
+            raise ConfigError(
+                "inpod_privileges",
+                f"this process cannot work in the network namespaces of pods: {error.strerror}",
+                hint="it has to be root with the capabilities NET_ADMIN, SYS_ADMIN and NET_RAW",
+            ) from error
         if self._settings.itself is not None:
             await self._open_own(self._settings.itself)
 
@@ -142,6 +152,10 @@ class InpodPods:
         self._log.info("pod no longer served", workload=str(pod), uid=uid)
 
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def _make_marked_socket(self) -> None:
+        with make_socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            self._plane.settings.sockets.apply(probe)
 
     async def _listen(self, served: ServedPod) -> None:
         plane, site, pod = self._plane, served.site, served.pod

@@ -229,3 +229,31 @@ def test_mapped_address_is_given_as_what_it_is(ip: str) -> None:
             accepted, _ = server.accept()
             with accepted:
                 assert original_destination(accepted) == (ip, port)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("ending", ["finish", "close"])
+async def test_who_waits_in_the_queue_when_a_listener_finishes_is_still_taken(ending: str) -> None:
+    """An old proxy finishes; one whose pod is gone closes."""
+    arrived: list[asyncio.BaseTransport] = []
+
+    class Greets(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            arrived.append(transport)
+            transport.write(b"hello")  # type: ignore[attr-defined]
+            transport.close()
+
+    ip = LoopbackAddresses().take()
+    listener = await listen(ip, 0, lambda *_: Greets(), SocketOptions(), purpose="a test")
+    # connected by the kernel, while the loop has had no turn to accept
+    with socket.create_connection(listener.address) as client:
+        getattr(listener, ending)()
+        client.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=client)
+        if ending == "finish":
+            assert await reader.read() == b"hello"
+        else:
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        assert len(arrived) == (ending == "finish")
+        writer.close()
