@@ -75,11 +75,20 @@ class Plane:
         self._baggage = {}
         self._changed.set()
         self._changed = asyncio.Event()
-        closed = self.connections.judge_again(snapshot)
-        if closed:
-            self._log.info("connections closed by changed policies", count=closed)
+        self._judge(snapshot, self.connections.judge_again(snapshot), 0)
         self._retain_tunnels(snapshot)
         self.loop.run_in_executor(None, let_go, before)
+
+    def _judge(self, snapshot: Snapshot, slices: Iterator[int], closed: int) -> None:
+        """A slice per turn of the loop, the first one at once: 10,000 in one go would hold up every packet.
+
+        What is opened meanwhile is judged by its own set-up. A state that replaces this one has all judged anew.
+        """
+        found = next(slices, None) if self.snapshot is snapshot else None
+        if found is not None:
+            self.loop.call_soon(self._judge, snapshot, slices, closed + found)
+        elif closed:
+            self._log.info("connections closed by changed policies", count=closed)
 
     async def snapshot_changed(self) -> None:
         """Wait for the next snapshot."""

@@ -22,6 +22,7 @@ from ztun.mesh.model import (
     StringMatchKind,
     Workload,
 )
+from ztun.proxy import connections
 
 pytestmark = pytest.mark.net
 
@@ -154,6 +155,38 @@ async def test_established_connection_is_closed_when_it_is_denied(pair: Pair, wi
     await stays.send(b"still here")
     assert await stays_server.receive(10) == b"still here"
     assert (len(pair.far.journal.ends), len(pair.near.journal.ends)) == (1, 1)
+
+
+@pytest.mark.asyncio
+async def test_all_that_is_denied_is_closed_however_many_slices_that_takes(
+    pair: Pair, wires: Wires, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "JUDGE_SLICE", 2)
+    application = await wires.application(pair.server_ip, APP_PORT)
+    await pair.start()
+    opened = [(await dial_through(pair, wires, application))[0] for _ in range(7)]
+
+    pair.policies["not-you"] = policy("not-you", PolicyAction.DENY, principal(pair.client))
+    await pair.apply()
+    assert [await client.ending() for client in opened] == ["reset"] * len(opened)
+    ends = [await pair.far.journal.end() for _ in opened]
+    assert {end.error.code for end in ends if end.error is not None} == {"policy_late_rejection"}
+
+
+@pytest.mark.asyncio
+async def test_a_state_that_is_replaced_at_once_leaves_nobody_unjudged(
+    pair: Pair, wires: Wires, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "JUDGE_SLICE", 2)
+    application = await wires.application(pair.server_ip, APP_PORT)
+    await pair.start()
+    opened = [(await dial_through(pair, wires, application))[0] for _ in range(7)]
+
+    pair.policies["not-you"] = policy("not-you", PolicyAction.DENY, principal(pair.client))
+    denying = pair.far.plane
+    denying.replace_snapshot(pair.snapshot())
+    denying.replace_snapshot(pair.snapshot())
+    assert [await client.ending() for client in opened] == ["reset"] * len(opened)
 
 
 @pytest.mark.asyncio
