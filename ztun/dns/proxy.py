@@ -7,6 +7,7 @@ import random
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import dns.rcode
 
@@ -61,9 +62,8 @@ class DnsProxy:
         self,
         around: DnsSurroundings,
         client: Callable[[], Workload | None],
+        wait_for_client: Callable[[], Awaitable[Workload]],
         upstream: Upstream,
-        *,
-        wait_for_client: Callable[[], Awaitable[Workload]] | None = None,
     ) -> None:
         self._around = around
         self._client = client
@@ -209,19 +209,18 @@ class DnsProxy:
             return
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(partial(self._ended, query, reply))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, query: Query, reply: Reply, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._in_flight.give_back()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.error("internal error while serving a query", exc_info=error)
+            reply(failure(query, dns.rcode.SERVFAIL))
 
     async def _answer_late(self, query: Query, reply: Reply, *, udp: bool) -> None:
         """A pod that has just started is ahead of its documents."""
         try:
-            if self._wait_for_client is None:
-                raise DnsError("unknown_source", "the pod is not known")
             client = await self._wait_for_client()
         except ZtunError as error:
             self._count(query, None, udp=udp)

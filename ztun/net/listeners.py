@@ -118,7 +118,7 @@ async def listen(
         sock.listen(how.backlog)
     except OSError as error:
         sock.close()
-        raise _cannot_listen(ip, port, purpose, error) from error
+        raise cannot_listen(ip, port, purpose, error) from error
     local = None if ip in _ANY_ADDRESS else (canonical_ip(ip), int(sock.getsockname()[1]))
     loop = asyncio.get_running_loop()
 
@@ -142,7 +142,7 @@ def bind(
     try:
         sock = make_socket(family, kind, how.namespace)
     except OSError as error:
-        raise _cannot_listen(ip, port, purpose, error) from error
+        raise cannot_listen(ip, port, purpose, error) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if how.port_reuse:
@@ -156,11 +156,12 @@ def bind(
         sock.bind((ip, port))
     except OSError as error:
         sock.close()
-        raise _cannot_listen(ip, port, purpose, error) from error
+        raise cannot_listen(ip, port, purpose, error) from error
     return sock
 
 
-def _cannot_listen(ip: str, port: int, purpose: str, error: OSError) -> ConfigError:
+def cannot_listen(ip: str, port: int, purpose: str, error: OSError) -> ConfigError:
+    """The error for an address that cannot be had."""
     return ConfigError(
         "listen_failed",
         f"cannot listen on {join_host_port(ip, port)} for {purpose}: {error.strerror}",

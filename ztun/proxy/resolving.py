@@ -16,7 +16,7 @@ from ztun.dns.zone import Family, ZoneOptions, look_up
 from ztun.errors import ConfigError, RouteError
 from ztun.mesh.address import is_hostname
 from ztun.mesh.lookup import find_destination
-from ztun.net.listeners import ORDINARY, Listening, bind
+from ztun.net.listeners import ORDINARY, Listening, bind, cannot_listen
 from ztun.net.namespaces import has_ipv6
 from ztun.proxy.outbound import wait_for_workload
 
@@ -60,12 +60,7 @@ async def open_dns(
 
     Raises :class:`ConfigError` when its addresses cannot be had.
     """
-    proxy = DnsProxy(
-        plane.dns,
-        find,
-        site.upstream,
-        wait_for_client=lambda: wait_for_workload(plane, find, who),
-    )
+    proxy = DnsProxy(plane.dns, find, lambda: wait_for_workload(plane, find, who), site.upstream)
     with_ipv6 = plane.settings.ipv6 and (
         has_ipv6() if site.namespace is None else site.namespace.run(has_ipv6)
     )
@@ -86,7 +81,7 @@ async def open_dns(
             [sock for kind, sock in bound if kind == socket.SOCK_STREAM],
         )
     except OSError as error:
-        raise ConfigError("listen_failed", f"cannot serve the DNS of {who}: {error.strerror}") from error
+        raise cannot_listen(ips[0], settings.port, f"DNS of {who}", error) from error
     site.dns = proxy
 
 

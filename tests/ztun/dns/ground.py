@@ -65,8 +65,8 @@ class Ground:
         self.proxy = DnsProxy(
             self.around,
             lambda: self.client,
+            lambda: self.wait_for_client(),
             Upstream(self.around.nameservers, open_sockets(self.made), self.around.limits),
-            wait_for_client=lambda: self.wait_for_client(),
         )
         await self.open(self.ip)
         return self

@@ -202,3 +202,17 @@ class TestConnections:
         while ground.around.in_flight.count:
             await asyncio.sleep(0)
         await answered(ground)
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_an_error_that_nobody_expected_is_answered_too(ground: Ground, tcp: bool) -> None:
+    """A connection with a query that is never answered would never be closed."""
+
+    def break_down() -> list[tuple[str, int]]:
+        raise RuntimeError("a bug")
+
+    ground.proxy.upstream._nameservers = break_down
+    ask = ground.tcp if tcp else ground.udp
+    reply = await ask(dns.message.make_query("a.example.org", "A"))
+    assert reply.rcode() == dns.rcode.SERVFAIL
+    assert ground.around.in_flight.count == 0
