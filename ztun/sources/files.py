@@ -8,49 +8,29 @@ from the start has no good state: where a policy may be in it, everything is den
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from watchfiles import Change, awatch
 
 from ztun.errors import ConfigError
-from ztun.mesh.document import Document, Problem
+from ztun.mesh.document import Problem
 from ztun.mesh.snapshot import Snapshot
-from ztun.resources.documents import (
-    configuration_files,
-    latest_of_each,
-    may_hide_policy,
-    parse_documents,
-    read_file,
-    unreadable,
-)
+from ztun.resources.documents import configuration_files, latest_of_each
 from ztun.resources.settings import MeshSettings
 from ztun.resources.translation import Accepted, DocumentKey, translate
-from ztun.resources.yaml_text import parse_chunk
 from ztun.sources.collection import collection_postponed, let_go
+from ztun.sources.reading import Reading
 
 SETTLE_SECONDS = 0.05  # changes closer together than this are read once; editors write in several steps
 MAX_DELAY_SECONDS = 1.0  # read at the latest after this, however busy the directory is
 POLL_SECONDS = 5.0  # looked at this often even without a notice: not every file system gives one
 
-_DENIED = "a policy may stand there: until it can be read, every inbound connection is denied"
-
 Signature: TypeAlias = Mapping[str, tuple[int, int, int]]
 """(inode, size, modification time in ns) of each file."""
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """What was last read from a file, and under which of the given paths it was found."""
-
-    origin: Path
-    text: str
-    documents: Sequence[Document]
-    doubted: bool = False
-    """It was found empty since, once: what stays empty at the next look is meant."""
 
 
 class FileSource:
@@ -76,15 +56,12 @@ class FileSource:
         self._on_snapshot = on_snapshot
         self._on_problems = on_problems
         self._poll_seconds = poll_seconds
-        self._files: dict[str, _File] = {}
+        self._reading: Reading | None = None
         self._signature: Signature = {}
-        self._chunks: dict[str, Any] = {}
         self._accepted: Mapping[DocumentKey, Accepted] = MappingProxyType({})
-        self._problems: list[Problem] = []
         self._replaced: list[object] = []
         """What the last look replaced, for ``let_go``: at most one earlier state."""
         self._generation = 0
-        self._unread: set[str] = set()  # paths with what may be a policy, and never could be read
 
     def load(self) -> Snapshot:
         """Read everything now. What is wrong is in the snapshot's ``problems``.
@@ -92,15 +69,16 @@ class FileSource:
         Raises :class:`ConfigError` ``unreadable`` only when not one file or directory can be read.
         """
         self._signature = self._look()
-        readable = self._read()
-        if not readable:
+        reading = self._read()
+        if not reading.readable:
+            self._reading = None
             raise ConfigError(
                 "unreadable",
-                "; ".join(str(replace(problem, hint="")) for problem in self._problems)
+                "; ".join(str(replace(problem, hint="")) for problem in reading.problems)
                 or "no configuration was given",
                 hint="give files or directories with Kubernetes YAML",
             )
-        return self._translate()
+        return self._translate(reading)
 
     async def run(self) -> None:
         """Follow the files until cancelled."""
@@ -132,99 +110,41 @@ class FileSource:
 
         Without a notice the files are only read when their size or time has changed.
         """
+        before = self._reading
+        assert before is not None, "load comes first"
         signature = self._look()
-        doubted = any(file.doubted for file in self._files.values())
+        doubted = any(file.doubted for file in before.files.values())
         if not noticed and signature == self._signature and not doubted:
             return None
-        before = (self._problems, {path: file.text for path, file in self._files.items()})
         self._signature = signature
         with collection_postponed():
-            self._read()
-        if before == (self._problems, {path: file.text for path, file in self._files.items()}):
-            return None
-        return self._translate()
+            reading = self._read()
+        return self._translate(reading) if reading.differs(before) else None
 
-    def _translate(self) -> Snapshot:
-        documents = [document for file in self._files.values() for document in file.documents]
+    def _read(self) -> Reading:
+        before = self._reading
+        self._reading = reading = Reading(before, self._namespace)
+        reading.read(self._paths)
+        if before is not None:
+            self._replaced = [before.files, before.chunks]
+        return reading
+
+    def _translate(self, reading: Reading) -> Snapshot:
+        documents = [document for file in reading.files.values() for document in file.documents]
         self._generation += 1
         with collection_postponed():
             latest, replaced = latest_of_each(documents)
             translation = translate(
                 latest,
                 settings=self._settings,
-                problems=[*self._problems, *replaced],
+                problems=[*reading.problems, *replaced],
                 last_accepted=self._accepted,
                 generation=self._generation,
-                policies_unread=bool(self._unread),
+                policies_unread=bool(reading.unread),
             )
         self._replaced.append(self._accepted)
         self._accepted = translation.accepted
         return translation.snapshot
-
-    def _read(self) -> bool:
-        """Read all files into ``_files`` and ``_problems``; whether any path could be read."""
-        files: dict[str, _File] = {}
-        problems: list[Problem] = []
-        chunks: dict[str, Any] = {}
-        readable = False
-        unread: set[str] = set()
-
-        def consequence(name: str, *, known: bool) -> str:
-            """Of not being able to read a path. Nothing that is there was ever in force if it was broken all along."""
-            if name in self._unread or (not known and self._generation == 0):
-                unread.add(name)
-                return _DENIED
-            return "its objects stay in force" if known else "it is left out"
-
-        def parse(text: str) -> Any:
-            data = self._chunks[text] if text in self._chunks else parse_chunk(text)
-            chunks[text] = data
-            return data
-
-        for origin in self._paths:
-            try:
-                found = configuration_files(origin)
-            except OSError as error:
-                kept = {path: file for path, file in self._files.items() if file.origin == origin}
-                problems.append(_kept(unreadable(origin, error), consequence(str(origin), known=bool(kept))))
-                files |= kept
-                continue
-            readable = readable or not found
-            for path in found:
-                name = str(path)
-                earlier = self._files.get(name)
-                try:
-                    text = read_file(path)
-                except (OSError, ValueError) as error:
-                    what = consequence(name, known=earlier is not None)
-                    problems.append(_kept(unreadable(path, error), what))
-                    if earlier is not None:
-                        files[name] = earlier
-                    continue
-                readable = True
-                if earlier is not None and earlier.documents and not text.strip() and not earlier.doubted:
-                    # An editor may empty a file before it writes it; only what stays empty is meant.
-                    files[name] = replace(earlier, doubted=True)
-                    unread |= self._unread & {name}
-                    continue
-                documents, wrong = parse_documents(text, file=name, namespace=self._namespace, parse=parse)
-                if wrong and may_hide_policy(text, wrong) and (name in self._unread or self._generation == 0):
-                    unread.add(name)
-                    wrong = [_kept(problem, _DENIED) for problem in wrong]
-                elif wrong and earlier is not None:
-                    # An object without a readable name may be one that was there before, a policy for
-                    # instance.
-                    documents = list(earlier.documents)
-                    wrong = [
-                        _kept(problem, "all objects of this file stay as they were") for problem in wrong
-                    ]
-                problems += wrong
-                files[name] = _File(origin, text, documents)
-        self._replaced = [self._files, self._chunks]
-        self._files, self._problems, self._unread = files, problems, unread
-        # Only what was used now is remembered, so the memory follows the configuration.
-        self._chunks = chunks
-        return readable
 
     def _look(self) -> Signature:
         found: dict[str, tuple[int, int, int]] = {}
@@ -257,8 +177,9 @@ class FileSource:
         changed = Path(path)
         if changed.name.startswith(".."):
             return True  # the links of a mounted ConfigMap are swapped through ``..data``
+        known = self._reading.files if self._reading is not None else {}
         directories = {origin.absolute() for origin in self._paths if origin.is_dir()}
-        directories |= {Path(name).absolute().parent for name in self._files if Path(name) not in self._paths}
+        directories |= {Path(name).absolute().parent for name in known if Path(name) not in self._paths}
         return (
             changed.parent in directories
             or changed in {origin.absolute() for origin in self._paths}
@@ -277,7 +198,3 @@ def _existing_directory(path: Path) -> Path:
     while not path.is_dir():
         path = path.parent
     return path
-
-
-def _kept(problem: Problem, consequence: str) -> Problem:
-    return replace(problem, hint=f"{problem.hint}; {consequence}" if problem.hint else consequence)
