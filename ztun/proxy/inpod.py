@@ -29,6 +29,7 @@ from ztun.telemetry.config_dump import ServedWorkload
 from ztun.telemetry.logging import get_logger
 from ztun.zds.client import ZdsClient
 from ztun.zds.messages import AddWorkload
+from ztun.zds.metrics import PodMetrics
 
 if TYPE_CHECKING:
     from ztun.mesh.snapshot import Snapshot
@@ -70,7 +71,9 @@ class InpodPods:
         self._settings = settings
         self._pods: dict[str, ServedPod] = {}
         self._leaving: set[ServedPod] = set()
+        self._own: ServedPod | None = None
         self._client = ZdsClient(settings.uds, self, rng=plane.rng, changed=self._changed)
+        self._metrics = PodMetrics(plane.metrics)
         self._log = get_logger("inpod")
         plane.readiness.register(READINESS)
 
@@ -137,6 +140,7 @@ class InpodPods:
                 raise ConfigError("namespace_unusable", f"cannot work in its namespace: {error}") from error
             raise
         self._admit(served)
+        self._metrics.started.inc()
 
     async def stop(self, uid: str) -> None:
         """Stop serving a pod at once. Its namespace is closed when the last socket in it is."""
@@ -149,6 +153,7 @@ class InpodPods:
         self._leaving.add(pod)
         self._plane.home.spawn(self._leave(pod))
         self._keep_certificates()
+        self._metrics.stopped.inc()
         self._log.info("pod no longer served", workload=str(pod), uid=uid)
 
     # -- inside ----------------------------------------------------------------------------------------------
@@ -191,7 +196,7 @@ class InpodPods:
         pod = AddWorkload("itself", itself.name, itself.namespace, itself.service_account)
         site = self._plane.open_site(None)
         site.keep_source = False
-        served = self._make(pod, site, itself.trust_domain)
+        served = self._own = self._make(pod, site, itself.trust_domain)
         how = Listening(None, BACKLOG, self._settings.port_reuse)
         served.listeners.append(await self._listen_hbone(served, how))
         self._admit(served)
@@ -244,6 +249,9 @@ class InpodPods:
                 pod.site.namespace.close()
 
     def _changed(self) -> None:
+        pods = sum(pod is not self._own for pod in self._pods.values())
+        self._metrics.active.set(pods)
+        self._metrics.pending.set(len(self._client.pending))
         if self._client.ready:
             self._plane.readiness.finish(READINESS)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +13,8 @@ from tests.peers.credentials import ThrowAwayAuthority
 from tests.peers.node import NodeProcess, write_mesh
 from tests.ztun.agent.pods import Pod, PodNetwork
 from tests.ztun.netns.namespaces import missing
-from ztun.zds.messages import (
-    AddWorkload,
-    DelWorkload,
-    Request,
-    SnapshotSent,
-    decode_ack,
-    decode_hello,
-    encode_request,
-)
+from tests.ztun.netns.plain_agent import Agent
+from ztun.zds.messages import AddWorkload, DelWorkload, SnapshotSent
 
 pytestmark = pytest.mark.netns
 
@@ -30,40 +22,6 @@ REASON = missing()
 PODS = 200
 PORTS = (15001, 15006, 15008)
 DESCRIPTORS_EACH = 9  # the namespace, the way back, three listeners; DNS over UDP and TCP, in both families
-ANSWER_SECONDS = 60.0
-
-
-class Agent:
-    """The other end of ZDS, as plain as it can be."""
-
-    def __init__(self, path: Path) -> None:
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.settimeout(ANSWER_SECONDS)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._proxy = socket.socket()
-
-    def accept(self) -> None:
-        """Wait for the proxy."""
-        self._proxy.close()
-        self._proxy, _ = self._listener.accept()
-        self._proxy.settimeout(ANSWER_SECONDS)
-        decode_hello(self._proxy.recv(4096))
-
-    def ask(self, request: Request, namespace: Path | None = None) -> None:
-        """Ask, and see that the proxy agrees."""
-        descriptors = [os.open(namespace, os.O_RDONLY)] if namespace is not None else []
-        try:
-            socket.send_fds(self._proxy, [encode_request(request)], descriptors)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        assert decode_ack(self._proxy.recv(4096)).error == ""
-
-    def close(self) -> None:
-        """Hang up."""
-        self._proxy.close()
-        self._listener.close()
 
 
 @pytest.fixture
@@ -91,16 +49,17 @@ def test_one_process_serves_two_hundred_pods(network: PodNetwork, tmp_path: Path
         agent.accept()
         agent.ask(SnapshotSent())
         proxy.wait_ready()
-        agent.ask(AddWorkload("first", "first", "default", "default"), pods[0].path)
+        assert agent.ask(AddWorkload("first", "first", "default", "default"), pods[0].path) == ""
         agent.ask(DelWorkload("first"))  # whatever is opened once and kept is open now
         before = proxy.descriptors()
         for number, pod in enumerate(pods):
-            agent.ask(AddWorkload(f"uid-{number}", f"pod-{number}", "default", "default"), pod.path)
+            request = AddWorkload(f"uid-{number}", f"pod-{number}", "default", "default")
+            assert agent.ask(request, pod.path) == ""
         assert proxy.descriptors() - before <= PODS * DESCRIPTORS_EACH
         for pod in pods:
             assert listening(pod) == set(PORTS)
         for number in range(PODS):
-            agent.ask(DelWorkload(f"uid-{number}"))
+            assert agent.ask(DelWorkload(f"uid-{number}")) == ""
         proxy.wait_until(lambda: proxy.descriptors() <= before, "rid of all of it")
         for pod in pods:
             assert listening(pod) == set()
