@@ -7,6 +7,7 @@ fabric: network namespaces, joined as ``network`` says, and removed by whoever c
 ``telnet`` (what a person with telnet does), ``wire``, ``tap`` and ``packets`` (what can be seen between the nodes),
 ``established`` (what a server sees), ``check``, ``capture_check`` and ``demo`` (the mesh put to the test, and
 reported on), ``page_mesh``, ``page`` and ``page_report`` (the same for the examples of routing, in sidecar and in
-ambient mode). ``echo`` is the server of the examples. ``manifests`` and ``printed`` are the examples themselves,
-corrected and as published.
+ambient mode). ``machine`` is one node by itself, in a container for instance, ``dialer`` how its clients are asked to
+connect, ``composed`` the check of the examples among containers. ``echo`` is the server of the examples.
+``manifests`` and ``printed`` are the examples themselves, corrected and as published.
 """

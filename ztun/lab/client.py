@@ -67,10 +67,29 @@ async def talk(
         except BaseException:
             sock.close()
             raise
-    try:
+    async with _closing(writer):
         if through_socks5:
             await _socks5(reader, writer, ip, port)
         yield Conversation(reader, writer)
+
+
+@contextlib.asynccontextmanager
+async def talk_over(connected: socket.socket) -> AsyncIterator[Conversation]:
+    """Talk over a connection that somebody has made; it is closed in the end."""
+    try:
+        connected.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=connected)
+    except BaseException:
+        connected.close()
+        raise
+    async with _closing(writer):
+        yield Conversation(reader, writer)
+
+
+@contextlib.asynccontextmanager
+async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    try:
+        yield
     finally:
         writer.close()
         with contextlib.suppress(OSError):

@@ -98,7 +98,7 @@ class NetnsFabric:
         self._make([pod.netns for pod in pods])
         for pod in pods:
             self._know(pod.name, pod.netns)
-            _write_resolver(pod)
+            write_resolver(pod)
         run_batch(self._network.pod_cable(pod) for pod in pods)
         ports: dict[str, list[str]] = {}
         for pod in pods:
@@ -225,7 +225,8 @@ def _write_settings(settings: dict[str, str]) -> None:
             (_SYSTEM / name).write_text(value)
 
 
-def _write_resolver(pod: PodPlan) -> None:
+def write_resolver(pod: PodPlan) -> None:
+    """Say where the programs of a pod ask for names, as a kubelet does."""
     directory = RESOLVERS / pod.netns
     directory.mkdir(parents=True, exist_ok=True)
     search = f"{pod.namespace}.svc.cluster.local svc.cluster.local cluster.local"

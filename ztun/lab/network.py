@@ -49,19 +49,12 @@ class Network:
             yield _cable(self.named(machine), self.named(WIRE), port)
 
     def pod_cable(self, pod: PodPlan) -> str:
-        """The virtual cable between a pod and its node.
-
-        Its hardware address follows from its address, as with Kubernetes' own plug-ins: a pod that comes again
-        is found at once by neighbours that remember it.
-        """
-        hardware = ":".join(
-            f"{byte:02x}" for byte in (*HARDWARE_PREFIX, *ipaddress.IPv4Address(pod.ip).packed)
-        )
-        return _cable(pod.netns, self.named(pod.node), pod_port(pod), f"address {hardware} ")
+        """The virtual cable between a pod and its node."""
+        return pod_cable(pod, self.named(pod.node))
 
     def wire_lines(self) -> Iterator[str]:
         """What is to be done on the wire."""
-        yield from _bridge()
+        yield from bridge_lines()
         for port, _ in self._ports():
             yield f"link set {port} master {BRIDGE} up"
 
@@ -69,10 +62,14 @@ class Network:
         """What is to be done on a node."""
         yield "link set lo up"
         yield from self._on_the_wire(self._number(node))
-        yield from _bridge()
+        yield from bridge_lines()
+        yield from self.gateway_lines(node)
+        yield from self._routes(node)
+
+    def gateway_lines(self, node: str) -> Iterator[str]:
+        """The addresses of a node in the networks of its pods."""
         for network in self._pod_networks(node):
             yield f"address add {_first(network)}/{network.prefixlen} dev {BRIDGE}"
-        yield from self._routes(node)
 
     def node_port_line(self, pod: PodPlan) -> str:
         """What is to be done on a node for one pod."""
@@ -142,11 +139,23 @@ def pod_port(pod: PodPlan) -> str:
     return f"pod{int(ipaddress.IPv4Address(pod.ip)) % 65536}"
 
 
+def pod_cable(pod: PodPlan, node: str = "") -> str:
+    """The virtual cable between a pod and the namespace of its node, or the one that this runs in.
+
+    Its hardware address follows from its address, as with Kubernetes' own plug-ins: a pod that comes again is found
+    at once by neighbours that remember it.
+    """
+    hardware = ":".join(f"{byte:02x}" for byte in (*HARDWARE_PREFIX, *ipaddress.IPv4Address(pod.ip).packed))
+    return _cable(pod.netns, node, pod_port(pod), f"address {hardware} ")
+
+
 def _cable(inner: str, outer: str, port: str, options: str = "") -> str:
-    return f"link add name {UPLINK} {options}netns {inner} type veth peer name {port} netns {outer}"
+    where = f" netns {outer}" if outer else ""
+    return f"link add name {UPLINK} {options}netns {inner} type veth peer name {port}{where}"
 
 
-def _bridge() -> Iterator[str]:
+def bridge_lines() -> Iterator[str]:
+    """The bridge that joins the pods of a node, or the nodes."""
     # Neighbour discovery is multicast, which a bridge that snoops holds back until it has learned.
     yield f"link add name {BRIDGE} type bridge stp_state 0 mcast_snooping 0"
     yield f"link set {BRIDGE} up"

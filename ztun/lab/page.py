@@ -10,22 +10,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
+from socket import socket
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Protocol
 
 from ztun.lab.client import Conversation, talk
-from ztun.lab.lab import Lab
 from ztun.lab.page_mesh import (
     CLIENTS,
     GATEWAY_NAMESPACE,
     GATEWAYS,
     MODES,
-    PageMesh,
+    Documents,
     example,
     name_in,
     text_of,
 )
 from ztun.lab.process import LabError
+from ztun.lab.topology import MeshPlan, PodPlan, ServicePlan
 
 SERVICE = ("default", "echo-server")
 SERVICE_PORT = 19000
@@ -140,10 +142,48 @@ def is_share(count: int, total: int, share: float) -> bool:
     return abs(count / total - share) <= SIGMAS * math.sqrt(share * (1 - share) / total)
 
 
+class Ground(Protocol):
+    """What the check needs of a mesh that runs, wherever it does."""
+
+    @property
+    def plan(self) -> MeshPlan:
+        """Who is in it."""
+
+    @property
+    def captured(self) -> bool:
+        """Whether clients call by name, knowing nothing of the mesh."""
+
+    @property
+    def configuration(self) -> Path:
+        """Directory with ``mesh.yaml``, the documents of the mesh."""
+
+    @property
+    def directory(self) -> Path:
+        """A directory to write to."""
+
+    async def change(self, name: str, documents: Documents | None) -> None:
+        """Write (or replace) one configuration file, and wait until every proxy decides by it; None removes it."""
+
+    def call(
+        self, client: PodPlan, service: ServicePlan, *, by_name: bool = False
+    ) -> AbstractAsyncContextManager[Conversation]:
+        """A connection of a client to the first port of a service."""
+
+    def socket(self) -> socket:
+        """A TCP socket of a machine outside of the mesh."""
+
+
+class Described(Protocol):
+    """The documents of the mesh that the examples are tried in."""
+
+    def objects(self, *, canary: bool) -> Documents:
+        """What the file ``mesh`` holds, with or without the canary version of the echo server."""
+
+
 class PageCheck:
     """Goes through the examples in a running mesh."""
 
-    def __init__(self, lab: Lab, mesh: PageMesh, *, connections: int = SPLIT_CONNECTIONS) -> None:
+    def __init__(self, lab: Ground, mesh: Described, *, connections: int = SPLIT_CONNECTIONS) -> None:
         self._lab = lab
         self._mesh = mesh
         self._connections = connections
@@ -216,6 +256,8 @@ class PageCheck:
         await self._lab.change("mesh", self._mesh.objects(canary=True))
         vs, rule = "echoserver-vs", "echoserver-dr"
         await self._lab.change(RULES, example(f"printed/{vs}", f"printed/{rule}"))
+        for mode in MODES:
+            await self._until_answers(mode, GRAY)
         await self._shares("weights as printed (http)", EVEN_SHARE, FEW_CONNECTIONS)
         await self._lab.change(RULES, example(f"manifests/{vs}", f"printed/{rule}"))
         for mode in MODES:
@@ -232,6 +274,12 @@ class PageCheck:
             self._outcome.splits.append(split)
             changed = not is_share(split.canary, split.connections, EVEN_SHARE)
             self._outcome.supported["weights", mode] = changed and not counts[CLOSED]
+
+    async def _until_answers(self, mode: str, word: str) -> None:
+        """Call until one of several servers has answered: one that has no tunnel yet gets less than its share."""
+        for _ in range(FEW_CONNECTIONS):
+            if await self._ask(self._call(*CLIENTS[0], mode, by_name=False)) == word:
+                return
 
     async def _shares(self, example: str, share: float, connections: int) -> dict[str, Counter[str]]:
         seen = {}
