@@ -83,15 +83,25 @@ def authorize(policies: Sequence[Authorization], attempt: Attempt) -> Verdict:
 class _Evaluation:
     """The predicates for one attempt."""
 
-    __slots__ = ("_destination_ip", "_identity", "_namespace", "_port", "_principal", "_source_ip")
+    __slots__ = (
+        "_attempt",
+        "_destination_ip",
+        "_identity",
+        "_namespace",
+        "_port",
+        "_principal",
+        "_source_ip",
+    )
 
     def __init__(self, attempt: Attempt) -> None:
         identity = attempt.source_identity
         self._identity = identity
         self._principal = identity.path if identity is not None else None
         self._namespace = identity.namespace if identity is not None else ""
-        self._source_ip = ipaddress.ip_address(attempt.source_ip)
-        self._destination_ip = ipaddress.ip_address(attempt.destination_ip)
+        self._attempt = attempt
+        # parsed when a policy asks for them: two fifths of the time of a verdict by identity
+        self._source_ip: IpAddress | None = None
+        self._destination_ip: IpAddress | None = None
         self._port = attempt.destination_port
 
     def policy(self, policy: Authorization) -> bool:
@@ -125,9 +135,13 @@ class _Evaluation:
         return identity is not None and wanted == (identity.namespace, identity.service_account)
 
     def _is_source(self, network: IpNetwork) -> bool:
+        if self._source_ip is None:
+            self._source_ip = ipaddress.ip_address(self._attempt.source_ip)
         return self._source_ip in network
 
     def _is_destination(self, network: IpNetwork) -> bool:
+        if self._destination_ip is None:
+            self._destination_ip = ipaddress.ip_address(self._attempt.destination_ip)
         return self._destination_ip in network
 
     def _is_port(self, port: int) -> bool:
