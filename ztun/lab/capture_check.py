@@ -25,8 +25,9 @@ async def check_strangers(lab: Lab) -> AsyncIterator[Row]:
     answer, seen = await _plaintext(lab, outsider, server, word)
     faults = [] if answer == f"hello {word}" else [f"expected {'hello ' + word!r} while plaintext is allowed"]
     if outsider.ip not in seen:
-        faults.append(f"the server saw {', '.join(sorted(seen)) or 'nobody'}, expected {outsider.ip}")
-    yield _row(outsider, server, answer or "closed without an answer", f"seen as {outsider.ip}", faults)
+        faults.append(f"the server should have seen {outsider.ip}")
+    note = f"which saw {', '.join(sorted(seen)) or 'nobody'}"
+    yield _row(outsider, server, answer or "closed without an answer", note, faults)
     await lab.change(STRICT, [strict()])
     answer, _ = await _plaintext(lab, outsider, server, word)
     faults = [] if answer is None else [f"STRICT, but the answer was {answer!r}"]
@@ -60,9 +61,9 @@ async def _plaintext(lab: Lab, outsider: PodPlan, server: PodPlan, word: str) ->
 
 
 def _row(outsider: PodPlan, server: PodPlan, answer: str, note: str, faults: list[str]) -> Row:
-    client = f"{client_text(outsider)}, no proxy"
-    target = f"{server.ip}:{server.echoes[0].ports[0]} ({server.label} on {server.node})"
-    return Row(client, target, answer, note, "plaintext" if not faults else "", faults=tuple(faults))
+    target = f"{server.ip}:{server.echoes[0].ports[0]}, in plaintext"
+    note = "\n   ".join(filter(None, (f"which is {client_text(server)}", note)))
+    return Row(f"{client_text(outsider)}, no proxy", target, answer, note, faults=tuple(faults))
 
 
 def stranger() -> Mapping[str, Any]:

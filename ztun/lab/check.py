@@ -78,7 +78,11 @@ async def call_row(lab: Lab, call: Call) -> Row:
     )
     server = next(pod for pod in lab.plan.servers if pod.name == outbound.get("dst.workload"))
     inbound = await lab.access_record(
-        server.node, marks[server.node], lambda one: _is(one, "inbound", "dst.workload", server.name)
+        server.node,
+        marks[server.node],
+        lambda one: (
+            _is(one, "inbound", "dst.workload", server.name) and one.get("src.workload") == client.name
+        ),
     )
     for end, pod in (("src", client), ("dst", server)):
         identity = f"spiffe://cluster.local/ns/{pod.namespace}/sa/{pod.service_account}"
@@ -88,9 +92,10 @@ async def call_row(lab: Lab, call: Call) -> Row:
                 faults.append(f"the {side} proxy says {end}.identity {said}, expected {identity}")
     note = f"answered by {client_text(server)}"
     if lab.captured:
-        note += f"\n   who saw {client.ip}"
-        if client.ip not in seen[server.name]:
-            faults.append(f"the server saw {', '.join(sorted(seen[server.name]))}, expected {client.ip}")
+        expected = " or ".join(client.addresses)
+        note += f"\n   which saw {', '.join(sorted(seen[server.name])) or 'nobody'}"
+        if not seen[server.name] or not seen[server.name] <= set(client.addresses):
+            faults.append(f"the server {server.label} should have seen {expected}")
     return _row(lab, client, service, answer, watch, note, inbound, faults)
 
 

@@ -93,7 +93,7 @@ class Fabric(Protocol):
     def inside(self, where: str, work: Callable[[], T]) -> T:
         """Call a short function as on a node, in a pod (by their names) or ``OUTSIDE``."""
 
-    def observers(self, plan: MeshPlan) -> list[Observer]:
+    def observers(self, plan: MeshPlan) -> Sequence[Observer]:
         """Who sees what passes between the proxies of this plan."""
 
 

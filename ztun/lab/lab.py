@@ -21,7 +21,6 @@ from certs.spiffe import DEFAULT_TRUST_DOMAIN
 from ztun.lab.client import Conversation, talk
 from ztun.lab.established import peers_of
 from ztun.lab.fabric import OUTSIDE, Entry, Fabric, Observer
-from ztun.lab.process import Program
 from ztun.lab.programs import SOCKS5_PORT, Companion, Programs, ProxyPorts, Started, get, read_log
 from ztun.lab.tap import Watch
 from ztun.lab.telnet import telnet_command, typed
@@ -36,6 +35,7 @@ class Lab:
     """The programs of a mesh and the directory with its configuration, its CA and their logs.
 
     With ``observed`` it can be watched what passes between the proxies, and connections are logged as JSON.
+    ``environment`` has settings of all proxies.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Lab:
         *,
         observed: bool = False,
         companions: Sequence[Companion] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.plan = plan
         self.directory = directory
@@ -54,11 +55,19 @@ class Lab:
         self.fabric = fabric
         self.entries = fabric.entries(plan)
         self.programs = Programs(
-            plan, fabric, self.configuration, self.authority, directory / "logs", observed, self.entries
+            plan=plan,
+            fabric=fabric,
+            configuration=self.configuration,
+            authority=self.authority,
+            logs=directory / "logs",
+            observed=observed,
+            entries=self.entries,
+            environment=environment or {},
         )
         self._companions = companions
-        self._running: dict[str, Program] = {}
-        self._observers: list[Observer] = fabric.observers(plan) if observed else []
+        self._running: dict[str, Started] = {}
+        self._watchers = asyncio.TaskGroup()
+        self.observers: Sequence[Observer] = fabric.observers(plan) if observed else ()
 
     @property
     def captured(self) -> bool:
@@ -78,9 +87,9 @@ class Lab:
         """
         try:
             with self.fabric.lay_out(self.plan):
-                async with asyncio.TaskGroup() as watchers:
+                async with asyncio.TaskGroup() as self._watchers:
                     try:
-                        await self._start(watchers)
+                        await self._start()
                         yield self
                     finally:
                         await self._stop()
@@ -98,7 +107,7 @@ class Lab:
 
     def log_size(self, node: str) -> int:
         """A mark in the log of a node's proxy, for :meth:`access_record`."""
-        return self._running[node].log.stat().st_size
+        return self._running[node].program.log.stat().st_size
 
     async def access_record(
         self, node: str, since: int, wanted: Callable[[Mapping[str, Any]], bool]
@@ -107,16 +116,16 @@ class Lab:
         found: list[Mapping[str, Any]] = []
 
         async def logged() -> bool:
-            found.extend(one for one in read_log(log, since, MAX_LOG_BYTES) if wanted(one))
+            found.extend(one for one in read_log(program.log, since, MAX_LOG_BYTES) if wanted(one))
             return bool(found)
 
-        log = self._running[node].log
-        await self._running[node].until(logged, "reporting the connection in its access log")
+        program = self._running[node].program
+        await program.until(logged, "reporting the connection in its access log")
         return found[0]
 
     def pid(self, program: str) -> int | None:
         """The process id of a node's proxy or of an echo server (by its Deployment's name)."""
-        return self._running[program].pid
+        return self._running[program].program.pid
 
     # -- changing the mesh -------------------------------------------------------------------------------------
 
@@ -142,7 +151,7 @@ class Lab:
             for proxy, old in before.items():
                 condition = partial(self._decides_by_newer, proxy, old)
                 what = "following the change of its configuration"
-                waiting.create_task(self._running[proxy].until(condition, what))
+                waiting.create_task(self._running[proxy].program.until(condition, what))
 
     async def until_policies(self, wanted: Callable[[set[str]], bool]) -> None:
         """Wait until the policies (``namespace/name``) of every proxy are as wanted."""
@@ -152,7 +161,7 @@ class Lab:
                 policies = (await self.dump(name))["policies"]
                 return wanted({f"{one['namespace']}/{one['name']}" for one in policies})
 
-            await self._running[node.name].until(follows, "following the change of its configuration")
+            await self._running[node.name].program.until(follows, "following the change of its configuration")
 
     # -- entering and observing the mesh ---------------------------------------------------------------------
 
@@ -187,7 +196,7 @@ class Lab:
         """A :class:`Watch` over all that passes between proxies until the end of the context."""
         watch = Watch(tuple(secret.encode() for secret in secrets))
         with ExitStack() as open_watches:
-            for observer in self._observers:
+            for observer in self.observers:
                 open_watches.enter_context(observer.watch(watch))
             yield watch
 
@@ -196,25 +205,37 @@ class Lab:
     async def start(self, *programs: Started) -> None:
         """Start programs and wait until they are ready."""
         for one in programs:
-            self._running[one.program.name] = one.program
+            self._running[one.program.name] = one
             await one.program.start()
         async with asyncio.TaskGroup() as waiting:
             for one in programs:
                 waiting.create_task(one.program.until(one.condition, one.what))
+        for one in programs:
+            self._watchers.create_task(one.program.watch())
 
-    async def _start(self, watchers: asyncio.TaskGroup) -> None:
+    async def again(self, name: str) -> None:
+        """Start a program that was stopped or killed, as it was."""
+        await self.start(self._running[name])
+
+    async def stop(self, name: str) -> None:
+        """Ask a program to end, and wait until it has."""
+        await self._running[name].program.stop()
+
+    async def kill(self, name: str) -> None:
+        """End a program with SIGKILL."""
+        await self._running[name].program.kill()
+
+    async def _start(self) -> None:
         self.programs.logs.mkdir(parents=True)
         CaDirectory(self.authority).create(DEFAULT_TRUST_DOMAIN, now=datetime.now(UTC))
         self.apply("mesh", self.plan.objects)
-        for observer in self._observers:
+        for observer in self.observers:
             await observer.start()
         await self.start(*self.programs.of_mesh(self._companions))
-        for program in self._running.values():
-            watchers.create_task(program.watch())
 
     async def _stop(self) -> None:
-        await asyncio.gather(*(program.stop() for program in self._running.values()))
-        for observer in self._observers:
+        await asyncio.gather(*(one.program.stop() for one in self._running.values()))
+        for observer in self.observers:
             await observer.close()
 
     async def _generation(self, proxy: str) -> int:

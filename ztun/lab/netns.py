@@ -20,7 +20,7 @@ from typing import TypeVar
 from ztun.agent.places import namespace_path
 from ztun.errors import ConfigError, EnrolmentError
 from ztun.lab.addresses import AddressPlan
-from ztun.lab.fabric import NODES, Entry, Observer
+from ztun.lab.fabric import NODES, Entry
 from ztun.lab.network import FORWARDING, OUTSIDE_MACHINE, SETTINGS, WIRE, Network
 from ztun.lab.packets import PacketTap
 from ztun.lab.process import LabError
@@ -137,11 +137,15 @@ class NetnsFabric:
         """Call a short function on a node or in a pod; sockets that it makes stay there."""
         return self._open[where or OUTSIDE_MACHINE].run(work)
 
-    def observers(self, plan: MeshPlan) -> list[Observer]:
+    def outsiders(self, plan: MeshPlan) -> frozenset[str]:
+        """The addresses of whoever is not in the mesh."""
+        strangers = {address for pod in plan.pods if pod.mode == "none" for address in pod.addresses}
+        return frozenset(strangers | {self._network.outside_address(), self._network.outside_address6()})
+
+    def observers(self, plan: MeshPlan) -> list[PacketTap]:
         """One on each node, which sees every packet that enters it from a pod or from the wire."""
-        outsiders = {address for pod in plan.pods if pod.mode == "none" for address in pod.addresses}
-        outsiders |= {self._network.outside_address(), self._network.outside_address6()}
-        return [PacketTap(partial(self.inside, node), frozenset(outsiders)) for node in self.addresses.nodes]
+        outsiders = self.outsiders(plan)
+        return [PacketTap(partial(self.inside, node), outsiders) for node in self.addresses.nodes]
 
     def connect_node(self, node: str, *, connected: bool) -> None:
         """Pull a node's cable out of the wire, or put it back."""

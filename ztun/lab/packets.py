@@ -137,16 +137,14 @@ class _Connection:
 
 
 class PacketTap:
-    """Reads the packets of one node. ``inside`` calls a function in its namespace.
-
-    ``outsiders`` are addresses that are not in the mesh: what they send and get may be anything.
-    """
+    """Reads the packets of one node. ``inside`` calls a function in its namespace."""
 
     def __init__(
         self, inside: Callable[[Callable[[], socket.socket]], socket.socket], outsiders: frozenset[str]
     ) -> None:
         self._inside = inside
-        self._outsiders = outsiders
+        self.outsiders = outsiders
+        """Addresses that are not in the mesh: what they send and get may be anything."""
         self._socket: socket.socket | None = None
         self.watches = Watches()
         self._connections: dict[tuple[str, int, str, int], _Connection] = {}
@@ -193,7 +191,7 @@ class PacketTap:
         if kind not in (ETH_P_IP, ETH_P_IPV6):
             return  # ARP; there is nothing else on a wire without other protocols
         packet = read_packet(data)
-        if packet is not None and not self._outsiders.isdisjoint((packet.source, packet.destination)):
+        if packet is not None and not self.outsiders.isdisjoint((packet.source, packet.destination)):
             return
         for watch in self.watches.open:
             watch.packets_between_nodes += between_nodes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -65,7 +65,8 @@ def plan_page(fabric: Fabric) -> PageMesh:
     documents, problems = parse_documents(text, file="examples.yaml")
     if problems:
         raise ConfigError("lab_document", str(problems[0]))
-    plan = plan_mesh(documents, fabric.addresses)
+    # The rule on destinationSubnets is about IPv4: clients must not find another address of the service.
+    plan = plan_mesh(documents, replace(fabric.addresses, services6=None))
     return PageMesh(plan, tuple(_companions(plan)))
 
 

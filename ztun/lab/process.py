@@ -47,7 +47,8 @@ class Program:
         self._stopping = False
 
     async def start(self) -> None:
-        """Start it, without waiting for it to be ready."""
+        """Start it (again), without waiting for it to be ready."""
+        self._stopping = False
         # With setpriv (util-linux) a lab that is killed takes its children with it.
         guard = shutil.which("setpriv")
         command = [guard, "--pdeathsig", "TERM", "--", *self._command] if guard else self._command
@@ -77,9 +78,10 @@ class Program:
 
     async def watch(self) -> None:
         """Return when the process was stopped; raises :class:`LabError` when it ends by itself."""
-        if self._child is not None:
-            await self._child.wait()
-        if not self._stopping and not (self._once and self.returncode == 0):
+        child = self._child
+        if child is not None:
+            await child.wait()
+        if child is self._child and not self._stopping and not (self._once and self.returncode == 0):
             raise self._error("lab_process_ended", f"{self.name} ended by itself with {self.returncode}")
 
     async def stop(self) -> None:
@@ -96,6 +98,13 @@ class Program:
                     await self._child.wait()
             except TimeoutError:
                 continue
+
+    async def kill(self) -> None:
+        """SIGKILL, as when it crashes; this is not taken for an end by itself."""
+        self._stopping = True
+        if self._child is not None and self.running:
+            self._child.kill()
+            await self._child.wait()
 
     async def succeeded(self) -> bool:
         """Whether it has ended well."""

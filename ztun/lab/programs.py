@@ -7,7 +7,7 @@ import http.client
 import json
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -70,6 +70,8 @@ class Programs:
     logs: Path
     observed: bool
     entries: Sequence[Entry]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Settings of all proxies, besides those that make them what they are."""
     ports: dict[str, ProxyPorts] = field(default_factory=dict)
 
     def of_mesh(self, companions: Sequence[Companion]) -> Iterator[Started]:
@@ -117,8 +119,8 @@ class Programs:
         }
         return Started(program, partial(_enrolled, sockets.control, wanted), "done with enrolling its pods")
 
-    def node_proxy(self, node: NodePlan) -> Started:
-        """The node proxy."""
+    def node_proxy(self, node: NodePlan, name: str = "") -> Started:
+        """The node proxy; by another name than the node's it is one more, beside the first."""
         command = [sys.executable, "-m", "ztun", "proxy", "--node", node.name]
         environment = {}
         if self.fabric.runtime is None:
@@ -130,9 +132,8 @@ class Programs:
             environment["INPOD_ENABLED"] = "true"
             environment["INPOD_UDS"] = str(agent_sockets(self.fabric.runtime, node.name).uds)
             environment["ENABLE_ORIG_SRC"] = "true"
-        return self._proxy(
-            node.name, node.name, command, partial(self.fabric.on_node, node.name), environment
-        )
+        placed = partial(self.fabric.on_node, node.name)
+        return self._proxy(name or node.name, node.name, command, placed, environment)
 
     def companion(self, one: Companion) -> Started:
         """The proxy of one pod."""
@@ -164,7 +165,7 @@ class Programs:
             command += ["--access-log", "json"]
             if self.fabric.runtime is None:
                 environment["ZTUN_HBONE_PORT"] = str(TAPPED_PORT)
-        program = Program(name, placed(command), self._log(name), environment)
+        program = Program(name, placed(command), self._log(name), {**environment, **self.environment})
         return Started(program, partial(self._is_ready, where, ports.readiness))
 
     def _capture(self, pod: PodPlan, runtime: Path) -> Started:

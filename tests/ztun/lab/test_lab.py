@@ -123,7 +123,7 @@ def children_of(pid: int) -> list[int]:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 async def test_the_demo_stops_everything_when_it_is_told_to(number: signal.Signals, code: int) -> None:
     demo = subprocess.Popen(
-        [sys.executable, "-m", "ztun", "demo"],
+        [sys.executable, "-m", "ztun", "demo", "--fabric", "loopback"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -151,7 +151,7 @@ async def test_the_demo_stops_everything_when_it_is_told_to(number: signal.Signa
 
 async def test_the_check_ends_with_0_and_prints_its_table() -> None:
     demo = subprocess.run(
-        [sys.executable, "-m", "ztun", "demo", "--check"],
+        [sys.executable, "-m", "ztun", "demo", "--fabric", "loopback", "--check"],
         capture_output=True,
         text=True,
         timeout=100,

@@ -47,7 +47,7 @@ def all_right() -> Outcome:
 @pytest.mark.net
 def test_the_demo_derives_the_published_table_from_live_answers() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ztun", "demo", "--check"],
+        [sys.executable, "-m", "ztun", "demo", "--fabric", "loopback", "--check"],
         capture_output=True,
         text=True,
         check=False,
