@@ -11,6 +11,7 @@ import hashlib
 import ipaddress
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from ztun.mesh.document import Document, Problem
 from ztun.mesh.model import IpFamilies, NamespacedName, Service, Vip
@@ -81,9 +82,7 @@ def allocate(
 
 
 def _free_slot(service: Service, taken: set[str], slots: int) -> tuple[str, str] | None:
-    digest = hashlib.sha256("/".join(service.key).encode()).digest()
-    slot = int.from_bytes(digest[:8], "big") % slots
-    step = 1 + int.from_bytes(digest[8:16], "big") % (slots - 1) if slots > 1 else 0
+    slot, step = _sequence(service.key, slots)
     for _ in range(slots):
         pair = _addresses(slot)
         if taken.isdisjoint(pair):
@@ -92,6 +91,15 @@ def _free_slot(service: Service, taken: set[str], slots: int) -> tuple[str, str]
     return None
 
 
+@lru_cache(maxsize=16_384)  # the same services come with every reload
+def _sequence(key: NamespacedName, slots: int) -> tuple[int, int]:
+    """The first slot that a service tries, and how far the next one is."""
+    digest = hashlib.sha256("/".join(key).encode()).digest()
+    first = int.from_bytes(digest[:8], "big") % slots
+    return first, 1 + int.from_bytes(digest[8:16], "big") % (slots - 1) if slots > 1 else 0
+
+
+@lru_cache(maxsize=16_384)
 def _addresses(slot: int) -> tuple[str, str]:
     """``.0`` and ``.255`` are left out: some stacks still take them for a network and its broadcast address."""
     third, fourth = divmod(slot, 254)
