@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,10 +21,15 @@ MAX_NAMESERVERS = 3  # MAXNS of resolv.conf(5): the C library uses no more eithe
 
 
 class ResolvConf:
-    """A file in the form of resolv.conf(5). What cannot be read leaves what was known before."""
+    """A file in the form of resolv.conf(5). What cannot be read leaves what was known before.
 
-    def __init__(self, path: Path) -> None:
+    Where the nameservers are asked from other network namespaces (``from_pods``) those on a loopback address are left
+    out: there it is somebody else's.
+    """
+
+    def __init__(self, path: Path, *, from_pods: bool = False) -> None:
         self._path = path
+        self._from_pods = from_pods
         self._version: tuple[int, int, int] | None = None
         self._nameservers: tuple[Address, ...] = ()
         self._search: tuple[str, ...] = ()
@@ -60,6 +66,15 @@ class ResolvConf:
                 ValueError
             ):  # one with a zone, which means something on one machine only
                 found[canonical_ip(str(nameserver)), DNS_PORT] = None
+        if self._from_pods:
+            found = {one: None for one in found if not ipaddress.ip_address(one[0]).is_loopback}
+            if not found:
+                self._log.warning(
+                    "all nameservers are on loopback addresses, which pods cannot reach",
+                    path=self._path,
+                    hint="name others in a file of your own (ZTUN_RESOLV_CONF), such as the one of systemd in"
+                    " /run/systemd/resolve/resolv.conf",
+                )
         self._nameservers = tuple(found)[:MAX_NAMESERVERS]
         suffixes = resolver.search or [resolver.domain]
         names = (suffix.to_text(omit_final_dot=True).lower() for suffix in suffixes)

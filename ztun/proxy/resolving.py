@@ -38,8 +38,8 @@ def dns_surroundings(
     Kubernetes writes.
     """
     dns = settings.dns or DnsSettings()
-    resolv_conf = ResolvConf(dns.resolv_conf)
     own = settings.inpod is None
+    resolv_conf = ResolvConf(dns.resolv_conf, from_pods=not own)
 
     def options() -> ZoneOptions:
         search = resolv_conf.search() if own else None

@@ -51,3 +51,12 @@ def test_an_address_of_one_machine_only_is_left_out(tmp_path: Path, zone: str) -
     path = tmp_path / "resolv.conf"
     path.write_text(f"nameserver {zone}\nnameserver 192.0.2.1\n")
     assert ResolvConf(path).nameservers() == (("192.0.2.1", 53),)
+
+
+def test_a_resolver_of_the_node_itself_is_none_for_its_pods(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text("nameserver 127.0.0.53\nnameserver ::1\nnameserver 192.0.2.1\n")
+    assert ResolvConf(path, from_pods=True).nameservers() == (("192.0.2.1", 53),)
+    assert len(ResolvConf(path).nameservers()) == 3
+    path.write_text("nameserver 127.0.0.53\n")
+    assert ResolvConf(path, from_pods=True).nameservers() == ()
