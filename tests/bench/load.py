@@ -27,6 +27,7 @@ CHUNK_BYTES = 256 * 1024
 MEBIBYTE = 1024 * 1024
 WRK_SPARE_SECONDS = 20.0
 PARALLEL = 16
+FEWEST_SAMPLES = 20  # however slow the path is: a percentile needs some
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def _timed(once: Callable[[], None], seconds: float) -> Latency:
     clock, taken = time.perf_counter_ns, []
     end = clock() + int(seconds * 1e9)
     before = clock()
-    while before < end:
+    while before < end or len(taken) < FEWEST_SAMPLES:
         once()
         after = clock()
         taken.append(after - before)

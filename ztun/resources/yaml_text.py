@@ -22,6 +22,7 @@ from ztun.mesh.document import FieldPath
 MAX_TEXT_BYTES = 64 * 1024 * 1024  # room for a List of 10,000 pods as kubectl prints it
 MAX_DEPTH = 64  # the deepest Kubernetes object (a JSON schema inside a CRD) stays below 40
 MAX_ALIASES = 256  # people use a few; an expansion attack needs many
+LONG_LIST = 100  # items; a tree of so many objects is freed in a few milliseconds
 MAX_NODES = 5_000_000  # what fits into MAX_TEXT_BYTES of ordinary YAML; bounds what aliases can multiply
 
 _MARKER = re.compile(r"^(?:---|\.\.\.)(?=[ \t\r\n]|\Z)", re.MULTILINE)
@@ -217,9 +218,17 @@ class _Builder:
             return node.value if node.tag == _TEXT else _scalar(node)
         if isinstance(node, yaml.SequenceNode):
             _expect_tag(node, _SEQUENCE)
-            return [self.build(item, depth + 1) for item in node.value]
+            return self._sequence(node.value, depth)
         _expect_tag(node, _MAPPING)
         return self._mapping(node, depth)
+
+    def _sequence(self, items: list[yaml.Node], depth: int) -> list[Any]:
+        if self._counting or len(items) < LONG_LIST:
+            return [self.build(item, depth + 1) for item in items]
+        # Each node goes as soon as it was read: the tree of a List of 10,000 pods, freed at once, would hold up
+        # every other thread. Nothing reads it again, for there are no aliases.
+        items.reverse()
+        return [self.build(items.pop(), depth + 1) for _ in range(len(items))]
 
     def _count(self, node: yaml.Node) -> None:
         self._nodes += 1

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from ztun.resources import yaml_text
 from ztun.resources.documents import Document, parse_documents, read_documents, validate
 from ztun.resources.schema import refuse
-from ztun.resources.yaml_text import MAX_DEPTH, TextError, parse_chunk, split_chunks
+from ztun.resources.yaml_text import LONG_LIST, MAX_DEPTH, TextError, parse_chunk, split_chunks
 
 pytestmark = pytest.mark.unit
 
@@ -113,6 +114,19 @@ class TestLimits:
         levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
         with pytest.raises(TextError, match="aliases"):
             parse_chunk("\n".join(levels))
+
+    def test_too_many_values_with_and_without_aliases(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(yaml_text, "MAX_NODES", 50)
+        values = ", ".join("x" * 60)
+        for text in (f"a: [{values}]", f"a: [{values}] # *"):
+            with pytest.raises(TextError, match="more than 50 values"):
+                parse_chunk(text)
+
+    @pytest.mark.parametrize("comment", ["", "# *"], ids=["taken apart", "counted"])
+    def test_a_long_list_is_read_whole_and_in_order(self, comment: str) -> None:
+        items = [{"name": f"pod-{number}", "ports": [number]} for number in range(3 * LONG_LIST)]
+        text = yaml.safe_dump({"kind": "List", "items": items}, sort_keys=False)
+        assert parse_chunk(text + comment) == {"kind": "List", "items": items}
 
     def test_an_alias_to_itself(self) -> None:
         with pytest.raises(TextError):
@@ -262,6 +276,18 @@ def test_json_and_yaml_of_the_same_data_are_the_same(data: dict[str, object]) ->
     assert parse_chunk(json.dumps(data)) == data
     (chunk,) = split_chunks(yaml.safe_dump(data, sort_keys=False))
     assert parse_chunk(chunk.text) == data
+
+
+@given(st.text("0123456789abefnoxtrulsyNOTFY.+-_:~<='\"#% ", max_size=12))
+def test_plain_scalars_have_the_tags_that_pyyaml_gives_them(scalar: str) -> None:
+    text = f"a: {scalar}\nb: [{scalar}]\n"
+    try:
+        expected = yaml.compose(text, Loader=yaml.CSafeLoader)
+    except yaml.YAMLError:
+        with pytest.raises(TextError):
+            yaml_text._compose(text)
+        return
+    assert yaml.serialize(yaml_text._compose(text)) == yaml.serialize(expected)
 
 
 @given(st.text(max_size=200) | st.text("-.:[]{}&*!|>'\"#% \n\tab1,?", max_size=80))
