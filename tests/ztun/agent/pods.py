@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.ztun.netns.namespaces import Namespace, Network, run
+from ztun.agent.rules import PACKET_MARK
+from ztun.net.dial import SO_MARK
 
 PATIENCE_SECONDS = 30.0  # for something that takes milliseconds on an idle machine
 POLL_SECONDS = 0.02
@@ -141,3 +143,23 @@ def listener(pod: Pod, ip: str, port: int, kind: int = socket.SOCK_STREAM) -> so
 
     made: socket.socket = pod.inside(make)
     return made
+
+
+def dial(
+    pod: Pod, ip: str, port: int, *, marked: bool = False, source: tuple[str, int] | None = None
+) -> socket.socket:
+    """Start a TCP connection from inside a pod."""
+    sock: socket.socket = pod.inside(
+        lambda: socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
+    )
+    sock.settimeout(PATIENCE_SECONDS)
+    if marked:
+        sock.setsockopt(socket.SOL_SOCKET, SO_MARK, PACKET_MARK)
+    try:
+        if source is not None:
+            sock.bind(source)
+        sock.connect((ip, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock

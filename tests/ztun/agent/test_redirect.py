@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.ztun.agent.pods import PATIENCE_SECONDS, Pod, PodNetwork, listener
+from tests.ztun.agent.pods import PATIENCE_SECONDS, Pod, PodNetwork, dial, listener
 from tests.ztun.netns.namespaces import Namespace, missing, run
 from ztun.agent.capture import apply_capture, plan_capture, undo_capture
 from ztun.agent.pod_namespace import PodNamespace
@@ -133,26 +133,6 @@ def captured(pod: Pod, options: CaptureOptions = CaptureOptions()) -> Iterator[N
         finally:
             namespace.close()
     assert pod.contents() == before
-
-
-def dial(
-    pod: Pod, ip: str, port: int, *, marked: bool = False, source: tuple[str, int] | None = None
-) -> socket.socket:
-    """Start a TCP connection from inside a pod."""
-    sock: socket.socket = pod.inside(
-        lambda: socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
-    )
-    sock.settimeout(PATIENCE_SECONDS)
-    if marked:
-        sock.setsockopt(socket.SOL_SOCKET, SO_MARK, PACKET_MARK)
-    try:
-        if source is not None:
-            sock.bind(source)
-        sock.connect((ip, port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def heard(sock: socket.socket) -> str:
