@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 from pathlib import Path
 
 from ztun.agent.capture import apply_capture, plan_capture, undo_capture
@@ -31,13 +32,17 @@ from ztun.agent.members import Member, check_free
 from ztun.agent.pod_documents import CONFIRM_SECONDS, PodDocuments, Wanted
 from ztun.agent.pod_namespace import PodNamespace
 from ztun.agent.proxies import Proxies
-from ztun.errors import ConfigError, EnrolmentError, ZdsError
+from ztun.errors import ConfigError, EnrolmentError, ZdsError, ZtunError
 from ztun.telemetry.logging import get_logger
 from ztun.zds.messages import AddWorkload, KeepWorkload, SnapshotSent
 
 RETRY_SECONDS = 5.0  # what did not work is tried again this often, as ztunnel does with its pending pods
 AT_ONCE = 4  # namespaces worked on at the same time; each takes a few short-lived processes
+RESERVED_DESCRIPTORS = (
+    64  # a dozen for each of these, and for files, proxies and commands; pods get the others
+)
 
+_RESOURCES = "raise the limits of open files and processes (ulimit -Hn, -Hu); the agent tries again"
 _log = get_logger("agent")
 
 
@@ -70,7 +75,7 @@ class Agent:
         await self._look_around()
         # Before anybody listens, or the first proxy would let go of pods that it is not told of.
         for member in list(self.members.values()):
-            with contextlib.suppress(EnrolmentError):
+            with contextlib.suppress(EnrolmentError, OSError):  # tried again, and reported, by the loop
                 await self._opened(member)
         self.proxies.open()
 
@@ -139,22 +144,26 @@ class Agent:
 
     async def _attend(self, member: Member) -> None:
         """Do what is missing for one pod; a failure is kept and reported, and tried again later."""
-        earlier = member.failure
+        earlier, member.failure = member.failure, await self._attempt(member)
+        failure = member.failure
+        if failure is not None and str(failure) != str(earlier):
+            say = _log.info if failure.code == "zds_no_proxy" else _log.warning
+            pod, netns = str(member.enrolment.pod), str(member.enrolment.netns)
+            say("pod is waiting", pod=pod, netns=netns, error=str(failure), hint=failure.hint)
+        for watcher in list(member.watchers):
+            watcher()
+
+    async def _attempt(self, member: Member) -> ZtunError | None:
         try:
             if member.enrolment.leaving:
                 await self._withdraw(member)
             else:
                 await self._bring(member)
         except (ConfigError, EnrolmentError, ZdsError) as error:
-            member.failure = error
-            if str(error) != str(earlier):
-                say = _log.info if error.code == "zds_no_proxy" else _log.warning
-                pod, netns = str(member.enrolment.pod), str(member.enrolment.netns)
-                say("pod is waiting", pod=pod, netns=netns, error=str(error), hint=error.hint)
-        else:
-            member.failure = None
-        for watcher in list(member.watchers):
-            watcher()
+            return error
+        except OSError as error:  # no descriptor or process left, for instance
+            return EnrolmentError("system_refuses", f"the system refuses: {error.strerror}", hint=_RESOURCES)
+        return None
 
     async def _bring(self, member: Member) -> None:
         if not await self._opened(member):
@@ -196,6 +205,8 @@ class Agent:
                 await self._forget(member)  # another one has its name now
                 return False
             check_free(self.members, namespace, enrolment)
+            if namespace.descriptor >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS:
+                raise EnrolmentError("too_many_pods", "no descriptor is left for this pod", hint=_RESOURCES)
             unused.pop_all()
         member.namespace = namespace
         if enrolment.identity != identity:
@@ -206,11 +217,12 @@ class Agent:
     async def _capture(self, member: Member, namespace: PodNamespace) -> None:
         """Load the rules, with the state written before and after."""
         options, earlier = member.enrolment.options, member.enrolment.record
-        record = await plan_capture(namespace, earlier=earlier)
+        plan = await plan_capture(namespace, earlier=earlier)
+        record = plan.record
         member.recorded(record)
         self.save()
         try:
-            loaded = await apply_capture(namespace, record, options)
+            loaded = await apply_capture(namespace, plan, options)
         except EnrolmentError:
             if not record.loaded:  # whoever was captured already stays so: better refused than in plaintext
                 await undo_capture(namespace, record)

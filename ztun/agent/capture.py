@@ -11,7 +11,8 @@ and a table of our name that is somebody else's is not touched (the capture is r
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from ztun.agent.pod_namespace import PodNamespace
 from ztun.agent.record import SYSCTLS, CaptureRecord, Owner, digest
@@ -29,9 +30,19 @@ from ztun.agent.traces import SYSTEM, Traces, look, read_setting
 from ztun.errors import EnrolmentError
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What capturing a namespace takes."""
+
+    record: CaptureRecord
+    """To be written down before :func:`apply_capture`."""
+    commands: Mapping[Family, str]
+    """What is missing, as input of ``ip -4`` and ``ip -6``."""
+
+
 async def plan_capture(
     namespace: PodNamespace, *, owner: Owner = "agent", earlier: CaptureRecord | None = None
-) -> CaptureRecord:
+) -> Plan:
     """Work out what capturing a namespace takes, beside what was done ``earlier``; changes nothing.
 
     Without ``earlier``, what the table itself says was done counts. Raises :class:`EnrolmentError`:
@@ -41,12 +52,20 @@ async def plan_capture(
     _check(namespace, traces, owner)
     known = earlier or traces.note or CaptureRecord(owner)
     sysctls = {name: value for name in SYSCTLS if (value := read_setting(namespace, name)) is not None}
-    return replace(
+    rules = [family for family in traces.usable if family not in traces.rules]
+    routes = [family for family in traces.usable if family not in traces.routes]
+    record = replace(
         known,
-        rules=_with_missing(known.rules, traces.usable, traces.rules),
-        routes=_with_missing(known.routes, traces.usable, traces.routes),
+        rules=tuple(sorted({*known.rules, *rules})),
+        routes=tuple(sorted({*known.routes, *routes})),
         sysctls=sysctls | known.sysctls,
     )
+    commands = {
+        family: (route_command("add", family) if family in routes else "")
+        + (rule_command("add") if family in rules else "")
+        for family in traces.usable
+    }
+    return Plan(record, commands)
 
 
 def _check(namespace: PodNamespace, traces: Traces, owner: Owner) -> None:
@@ -78,29 +97,16 @@ def _check(namespace: PodNamespace, traces: Traces, owner: Owner) -> None:
         )
 
 
-def _with_missing(
-    added: tuple[Family, ...], usable: tuple[Family, ...], there: frozenset[Family]
-) -> tuple[Family, ...]:
-    return tuple(sorted({*added, *(family for family in usable if family not in there)}))
-
-
-async def apply_capture(
-    namespace: PodNamespace, record: CaptureRecord, options: CaptureOptions
-) -> CaptureRecord:
-    """Do what a record says, as far as it is not done yet; gives the record with what is loaded.
+async def apply_capture(namespace: PodNamespace, plan: Plan, options: CaptureOptions) -> CaptureRecord:
+    """Do what a plan says; gives the record with what is loaded.
 
     Rules that are in force are replaced at one moment: no packet passes between them. Raises
-    :class:`EnrolmentError`; a part may be done then, for the caller to complete or to undo.
+    :class:`EnrolmentError`; a part may be done then, for the caller to complete (by a new plan) or to undo.
     """
-    traces = await look(namespace)
+    record = plan.record
     for name in record.sysctls.keys() & SYSCTLS.keys():
         _write(namespace, name, SYSCTLS[name])
-    for family in traces.usable:
-        lines = ""
-        if family in record.routes and family not in traces.routes:
-            lines += route_command("add", family)
-        if family in record.rules and family not in traces.rules:
-            lines += rule_command("add")
+    for family, lines in plan.commands.items():
         await _batch(namespace, family, lines)
     await namespace.command("nft", "-f", "-", text=load_program(options, record.note()))
     return replace(record, loaded=digest(options))

@@ -16,6 +16,7 @@ from ztun.agent.control import ControlSocket
 from ztun.agent.enrolments import StateDirectory
 from ztun.agent.places import DEFAULT_CONTROL, DEFAULT_STATE, DEFAULT_UDS, NAMED_NAMESPACES
 from ztun.agent.pod_documents import PodDocuments, changes
+from ztun.proxy.descriptors import raise_descriptor_limit
 from ztun.sources.files import POLL_SECONDS
 from ztun.telemetry.levels import Levels
 from ztun.telemetry.logging import Logging, get_logger
@@ -44,6 +45,7 @@ def run(settings: AgentSettings) -> int:
     """Run an agent until SIGTERM or SIGINT; gives the exit code. Raises :class:`ConfigError`."""
     import uvloop
 
+    raise_descriptor_limit()  # each pod takes two
     return uvloop.run(_logged(settings))
 
 

@@ -22,6 +22,7 @@ from ztun.agent.rules import (
 from ztun.errors import EnrolmentError
 
 SYSTEM = Path("/proc/sys")
+_NO_TABLE = "Error: No such file or directory"  # what nft says of a table that is not there
 _LOCAL = "2"  # RTN_LOCAL, as ``ip -N`` prints it
 
 
@@ -96,19 +97,15 @@ async def _look(namespace: PodNamespace) -> Traces:
 
 
 async def _table(namespace: PodNamespace) -> tuple[bool, CaptureRecord | None]:
-    tables = await _listed(namespace, "tables", "inet")
-    if not any(one.get("table", {}).get("name") == TABLE for one in tables):
-        return False, None
-    rules = [one["rule"] for one in await _listed(namespace, "table", "inet", TABLE) if "rule" in one]
+    try:
+        listed = json.loads(await namespace.command("nft", "-j", "list", "table", "inet", TABLE))
+    except EnrolmentError as error:
+        if error.code == "command_failed" and _NO_TABLE in str(error):
+            return False, None
+        raise
+    rules = [one["rule"] for one in listed["nftables"] if "rule" in one]
     notes = [one.get("comment", "") for one in rules if one["chain"] == NOTE_CHAIN]
     return True, CaptureRecord.from_note(notes[0]) if len(notes) == 1 else None
-
-
-async def _listed(namespace: PodNamespace, *what: str) -> Sequence[dict[str, Any]]:
-    found: Sequence[dict[str, Any]] = json.loads(await namespace.command("nft", "-j", "list", *what))[
-        "nftables"
-    ]
-    return found
 
 
 def _objects(printed: str) -> Sequence[dict[str, Any]]:

@@ -35,7 +35,8 @@ async def enroll_self(state: Path, options: CaptureOptions) -> None:
         saved = {one.identity: one for one in directory.load().enrolments}
         identity = namespace.identity()
         earlier = saved.pop(identity, None)
-        record = await plan_capture(namespace, owner="self", earlier=earlier.record if earlier else None)
+        plan = await plan_capture(namespace, owner="self", earlier=earlier.record if earlier else None)
+        record = plan.record
         others = list(saved.values())[-MAX_REMEMBERED:]
 
         def save(done: CaptureRecord) -> None:
@@ -45,7 +46,7 @@ async def enroll_self(state: Path, options: CaptureOptions) -> None:
 
         save(record)
         try:
-            done = await apply_capture(namespace, record, options)
+            done = await apply_capture(namespace, plan, options)
         except EnrolmentError:
             if not record.loaded:
                 await undo_capture(namespace, record)

@@ -119,9 +119,9 @@ def captured(pod: Pod, options: CaptureOptions = CaptureOptions()) -> Iterator[N
     namespace = PodNamespace.open(pod.path)
 
     async def load() -> None:
-        record = await plan_capture(namespace)
-        records.append(record)
-        await apply_capture(namespace, record, options)
+        plan = await plan_capture(namespace)
+        records.append(plan.record)
+        await apply_capture(namespace, plan, options)
 
     records = []
     try:
@@ -373,8 +373,8 @@ def test_rules_are_exchanged_under_a_connection(world: World) -> None:
                 with server:
                     server.settimeout(PATIENCE_SECONDS)
                     for options in (CaptureOptions(dns=False, inbound=False), CaptureOptions()):
-                        record = asyncio.run(plan_capture(namespace))
-                        asyncio.run(apply_capture(namespace, record, options))
+                        plan = asyncio.run(plan_capture(namespace))
+                        asyncio.run(apply_capture(namespace, plan, options))
                         client.sendall(b"ping")
                         assert server.recv(100) == b"ping"
                         server.sendall(b"pong")

@@ -11,9 +11,9 @@ import pytest
 
 from tests.ztun.agent.pods import Pod, PodNetwork
 from tests.ztun.netns.namespaces import missing
-from ztun.agent.capture import apply_capture, plan_capture, undo_capture
+from ztun.agent.capture import Plan, apply_capture, plan_capture, undo_capture
 from ztun.agent.pod_namespace import PodNamespace
-from ztun.agent.record import CaptureRecord
+from ztun.agent.record import CaptureRecord, Owner
 from ztun.agent.rules import CaptureOptions
 from ztun.agent.traces import look
 from ztun.errors import EnrolmentError
@@ -56,11 +56,11 @@ class Held:
     def __exit__(self, *_: object) -> None:
         self.namespace.close()
 
-    def plan(self, earlier: CaptureRecord | None = None) -> CaptureRecord:
-        return asyncio.run(plan_capture(self.namespace, earlier=earlier))
+    def plan(self, earlier: CaptureRecord | None = None, owner: Owner = "agent") -> Plan:
+        return asyncio.run(plan_capture(self.namespace, owner=owner, earlier=earlier))
 
-    def apply(self, record: CaptureRecord, options: CaptureOptions = OPTIONS) -> CaptureRecord:
-        return asyncio.run(apply_capture(self.namespace, record, options))
+    def apply(self, plan: Plan, options: CaptureOptions = OPTIONS) -> CaptureRecord:
+        return asyncio.run(apply_capture(self.namespace, plan, options))
 
     def undo(self, record: CaptureRecord) -> None:
         asyncio.run(undo_capture(self.namespace, record))
@@ -105,13 +105,13 @@ def test_what_was_there_stays(pod: Pod, held: Held, before: str) -> None:
     script(pod, before)
     pod.run("nft", "-f", "-", text=OTHER_TABLES)
     untouched = pod.contents()
-    record = held.plan()
+    plan = held.plan()
     assert pod.contents() == untouched
-    loaded = held.apply(record)
+    loaded = held.apply(plan)
     captured = pod.contents()
     assert captured.ruleset != untouched.ruleset
     assert RULE.split(" pref")[0] in captured.rules[0]
-    assert held.apply(loaded) == loaded
+    assert held.apply(held.plan(loaded)) == loaded
     assert pod.contents() == captured
     held.undo(loaded)
     assert pod.contents() == untouched
@@ -122,12 +122,12 @@ def test_what_was_there_stays(pod: Pod, held: Held, before: str) -> None:
 @pytest.mark.parametrize("done", ["nothing", "the routing", "everything"])
 def test_a_part_is_undone_as_the_whole(pod: Pod, held: Held, done: str) -> None:
     before = pod.contents()
-    record = held.plan()
+    plan = held.plan()
     if done != "nothing":
-        held.apply(record)
+        held.apply(plan)
     if done == "the routing":
         pod.run("nft", "delete", "table", "inet", "ztun")
-    held.undo(record)
+    held.undo(plan.record)
     assert pod.contents() == before
 
 
@@ -137,8 +137,8 @@ def test_the_table_itself_says_what_was_done(pod: Pod, held: Held) -> None:
     before = pod.contents()
     held.apply(held.plan())
     found = held.plan()
-    assert (found.rules, found.routes) == ((6,), (4, 6))
-    assert found.loaded
+    assert (found.record.rules, found.record.routes) == ((6,), (4, 6))
+    assert found.record.loaded
     held.undo(held.apply(found, CaptureOptions(dns=False)))
     assert pod.contents() == before
 
@@ -220,11 +220,10 @@ def test_a_table_that_somebody_put_in_the_place_of_ours_stays(pod: Pod, held: He
 def test_two_kinds_of_capture_do_not_mix(held: Held) -> None:
     record = held.apply(held.plan())
     with pytest.raises(EnrolmentError) as raised:
-        asyncio.run(plan_capture(held.namespace, owner="self"))
+        held.plan(owner="self")
     assert raised.value.code == "captured_otherwise"
     held.undo(record)
-    own = asyncio.run(plan_capture(held.namespace, owner="self"))
-    held.apply(own)
+    own = held.apply(held.plan(owner="self"))
     assert held.refusal().code == "captured_otherwise"
     assert "--self" in held.refusal().hint
     held.undo(own)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -171,54 +170,6 @@ def test_while_the_proxy_is_down_nothing_leaves_and_then_everything_heals(node: 
     with connection(node.client, node.server) as (near, far, seen):
         assert seen == node.client.ip
         talk(near, far)
-
-
-def test_a_second_proxy_takes_over_without_one_failure(node: Node) -> None:
-    first = node.proxy()
-    node.settled()
-    ended = threading.Event()
-    failures: list[Exception] = []
-    counts = {"connections": 0}
-
-    def serve(listening: socket.socket) -> None:
-        while True:
-            try:
-                sock, _ = listening.accept()
-            except OSError:
-                return
-            with sock:
-                sock.sendall(sock.recv(100))
-
-    def call() -> None:
-        while not ended.is_set():
-            try:
-                with dial(node.client, node.server.ip, PORT) as sock:
-                    sock.sendall(b"ping")
-                    assert sock.recv(100) == b"ping"
-            except Exception as error:
-                failures.append(error)
-            counts["connections"] += 1
-
-    with listener(node.server, node.server.ip, PORT) as listening:
-        listening.settimeout(None)
-        threads = [threading.Thread(target=serve, args=(listening,)), threading.Thread(target=call)]
-        for thread in threads:
-            thread.start()
-        try:
-            eventually(lambda: counts["connections"] > 20, "calls go through the first proxy")
-            second = node.proxy()
-            node.settled()
-            eventually(lambda: tunnels(second) > 0, "calls go through the second proxy, too")
-            first.signal(signal.SIGTERM)
-            first.wait(PATIENCE_SECONDS)
-            after = counts["connections"]
-            eventually(lambda: counts["connections"] > after + 20, "calls go on without the first proxy")
-        finally:
-            ended.set()
-            threads[1].join()
-            listening.shutdown(socket.SHUT_RDWR)
-            threads[0].join()
-    assert failures == []
 
 
 def test_a_pod_comes_and_goes_beside_a_connection_of_others(node: Node, network: PodNetwork) -> None:
