@@ -70,6 +70,12 @@ class Commands:
                 member.leave()  # nobody was told that it worked
                 self._agent.save()
             raise
+        if member.enrolment.leaving:
+            raise EnrolmentError(
+                "withdrawn",
+                f"{identity} was taken out again in the meantime",
+                hint="did somebody call 'ztun unenroll'?",
+            )
         if member.gone:
             raise EnrolmentError("no_namespace", f"the network namespace {path} has gone in the meantime")
         if not member.settled:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from tests.ztun.agent.conftest import Agents
 from tests.ztun.agent.pods import PodNetwork, eventually
 from tests.ztun.agent.processes import AgentProcess, pod_document
+from tests.ztun.agent.tools import arranged, let_go, was_run
 from tests.ztun.agent.zds_proxy import ZdsProxy
 from tests.ztun.netns.namespaces import run
 from ztun.zds.messages import AddWorkload, DelWorkload, Request
@@ -246,3 +250,38 @@ def test_the_agents_own_namespace_is_not_captured(network: PodNetwork, agent: Ag
         agent.wait_state(WEB, "waiting")
         assert "the agent itself" in agent.enrolled()[WEB]["problem"]
         assert proxy.of(AddWorkload) == []
+
+
+def test_a_pod_that_is_unwanted_again_while_its_rules_are_loaded(
+    network: PodNetwork, agents: Agents, tmp_path: Path
+) -> None:
+    """A wish that comes in the middle of the work is not overwritten by its end."""
+    pod, tools = network.lonely_pod("web"), tmp_path / "tools"
+    before = pod.contents()
+    agent = agents.start(environment=arranged(tools, "nft -f -", "waits"))
+    with ZdsProxy(agent.uds) as proxy, ThreadPoolExecutor(2) as commands:
+        coming = commands.submit(agent.ask, "enroll", pod.name, "--pod", WEB)
+        eventually(lambda: was_run(tools), "its rules are being loaded")
+        going = commands.submit(agent.ask, "unenroll", pod.name)
+        eventually(lambda: agent.state_of(WEB) == "leaving", "it is to leave")
+        let_go(tools)
+        assert going.result().returncode == 0, going.result().stderr
+        assert coming.result().returncode == 1
+        assert "taken out again" in coming.result().stderr
+        assert agent.enrolled() == {}
+        assert proxy.namespaces == {}
+    assert pod.contents() == before
+
+
+def test_other_options_while_rules_are_loaded(network: PodNetwork, agents: Agents, tmp_path: Path) -> None:
+    pod, tools = network.lonely_pod("web"), tmp_path / "tools"
+    agent = agents.start(environment=arranged(tools, "nft -f -", "waits"))
+    with ZdsProxy(agent.uds):
+        agent.write(pod_document("web", pod.name))
+        eventually(lambda: was_run(tools), "its rules are being loaded")
+        agent.write(pod_document("web", pod.name, annotations={"ambient.istio.io/dns-capture": "false"}))
+        let_go(tools)
+        eventually(
+            lambda: (ruleset := pod.contents().ruleset) and "dport 53" not in ruleset, "the last word counts"
+        )
+        agent.wait_state(WEB, "enrolled")

@@ -16,35 +16,11 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from tests.peers.node import HTTP_SECONDS, LOOPBACK, NodeProcess
+from ztun.agent.rules import CaptureOptions, load_program, route_command, rule_command
 
 T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
-PACKET_MARK = 0x539  # on what a proxy sends, so that it is not captured again
-CONNECTION_MARK = 0x111  # on connections that a proxy made with somebody else's address
-ROUTES_TO_PROXY = 100
-CAPTURE = f"""
-table inet ztun {{
-  chain mark_in {{
-    type filter hook prerouting priority mangle
-    meta mark & 0xfff == {PACKET_MARK} ct mark set {CONNECTION_MARK}
-  }}
-  chain mark_out {{
-    type route hook output priority mangle
-    ct mark & 0xfff == {CONNECTION_MARK} meta mark set ct mark
-  }}
-  chain redirect_in {{
-    type nat hook prerouting priority dstnat
-    ip daddr != 127.0.0.1 tcp dport != 15008 meta mark & 0xfff != {PACKET_MARK} redirect to :15006
-  }}
-  chain redirect_out {{
-    type nat hook output priority -100
-    meta mark & 0xfff == {CONNECTION_MARK} accept
-    oifname lo ip daddr != 127.0.0.1 accept
-    ip daddr != 127.0.0.1 meta l4proto tcp meta mark & 0xfff != {PACKET_MARK} redirect to :15001
-  }}
-}}
-"""
 
 
 def missing() -> str:
@@ -105,11 +81,9 @@ class Namespace:
         return result[0]
 
     def capture(self) -> None:
-        """Redirect what the pod sends and receives to the proxy that runs inside."""
-        self.run("nft", "-f", "-", text=CAPTURE)
-        mark, table = f"{CONNECTION_MARK:#x}/0xfff", str(ROUTES_TO_PROXY)
-        self.run("ip", "rule", "add", "fwmark", mark, "pref", "32764", "lookup", table)
-        self.run("ip", "route", "add", "local", "0.0.0.0/0", "dev", "lo", "table", table)
+        """Redirect what the pod sends and receives to the proxy that runs inside, by the agent's rules."""
+        self.run("nft", "-f", "-", text=load_program(CaptureOptions(dns=False)))
+        self.run("ip", "-batch", "-", text=route_command("add", 4) + rule_command("add"))
 
 
 class Network:

@@ -15,9 +15,10 @@ import pytest_asyncio
 from tests.peers.credentials import ThrowAwayAuthority
 from tests.peers.node import Pod, write_mesh
 from tests.ztun.netns.connections import APP_PORT, close, dial, listen
-from tests.ztun.netns.namespaces import PACKET_MARK, InsideNode, Namespace, Network, missing
+from tests.ztun.netns.namespaces import InsideNode, Namespace, Network, missing
 from tests.ztun.proxy.applications import Wires
 from tests.ztun.proxy.processes import completed, exchange, lines, metric, wait_for
+from ztun.agent.rules import PACKET_MARK
 
 pytestmark = pytest.mark.netns
 

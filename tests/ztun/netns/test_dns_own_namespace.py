@@ -20,10 +20,11 @@ from tests.peers.traffic import ROOT
 from tests.ztun.dns.nameserver import Asked
 from tests.ztun.netns.connections import APP_PORT, dial, listen
 from tests.ztun.netns.nameserver import InsideNameserver
-from tests.ztun.netns.namespaces import PACKET_MARK, InsideNode, Namespace, Network, missing
+from tests.ztun.netns.namespaces import InsideNode, Namespace, Network, missing
 from tests.ztun.proxy.applications import Wires
 from tests.ztun.proxy.processes import lines, metric, wait_for
 from tests.ztun.proxy.test_entries import negotiate, reply
+from ztun.agent.rules import PACKET_MARK
 from ztun.config import SOCKS5_PORT
 
 pytestmark = pytest.mark.netns
