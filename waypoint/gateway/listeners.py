@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ztun.errors import ConfigError
 from ztun.mesh.model import join_host_port
-from ztun.net.listeners import listen
+from ztun.net.listeners import finish_all, listen
 from ztun.telemetry.logging import get_logger
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ class Listeners:
         self._open[address] = server
         self._log.info("listener opened", address=join_host_port(*address), server=place.label)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close all of them; open connections go on."""
-        for server in self._open.values():
-            server.finish()
+        await finish_all(self._open.values())
         self._open.clear()

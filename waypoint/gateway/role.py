@@ -131,9 +131,9 @@ class GatewayRole:
         """Nothing of its own."""
         return 0
 
-    def stop_accepting(self) -> None:
+    async def stop_accepting(self) -> None:
         """Close every listener."""
-        self._listeners.close()
+        await self._listeners.close()
 
     def drain(self) -> None:
         """Nobody to tell: TCP has no way to ask a client to move on."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ztun.errors import ConfigError, RelayError
 from ztun.mesh.model import AppTunnelProtocol, Workload
-from ztun.net.listeners import Listener, listen
+from ztun.net.listeners import Listener, finish_all, listen
 from ztun.telemetry.config_dump import ServedWorkload
 from ztun.telemetry.logging import get_logger
 
@@ -57,10 +57,9 @@ class OwnPod:
         """Whether listeners that could not be opened should be tried again."""
         return not self.up and now >= self._retry_at
 
-    def stop_accepting(self) -> None:
+    async def stop_accepting(self) -> None:
         """Close the listeners; open connections go on."""
-        for server in self._servers:
-            server.finish()
+        await finish_all(self._servers)
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -105,7 +104,8 @@ class OwnPod:
         )
 
     def _leave(self, workload: Workload) -> None:
-        self.stop_accepting()
+        for server in self._servers:
+            server.close()
         self._servers = []
         gone = RelayError("workload_gone", "the pod of this waypoint was removed or changed its address")
         # the connections first: a tunnel that is cut takes them along, and they would not know why

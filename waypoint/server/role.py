@@ -80,9 +80,9 @@ class WaypointRole:
         """Close the tunnels of peers that were revoked."""
         return self._requests.cut_revoked(bundle)
 
-    def stop_accepting(self) -> None:
+    async def stop_accepting(self) -> None:
         """Close the listeners."""
-        self._pod.stop_accepting()
+        await self._pod.stop_accepting()
 
     def drain(self) -> None:
         """Ask the peers of accepted tunnels to move on."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -73,7 +73,6 @@ class Listener:
         self._server = server
         self._sock = sock
         self._make = make
-        self._rest: set[asyncio.Future[tuple[asyncio.Transport, Acceptor]]] = set()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -85,19 +84,19 @@ class Listener:
         """Stop at once; the kernel resets who is in the queue, or gives it to another process that listens."""
         self._server.close()
 
-    def finish(self) -> None:
-        """Accept who is in the kernel's queue already, then stop: they were promised a connection."""
+    async def finish(self) -> None:
+        """Stop, but first take who is in the kernel's queue already: they were promised a connection."""
         loop = self._server.get_loop()
+        taken: list[asyncio.Future[tuple[asyncio.Transport, Acceptor]]] = []
         while self._server.is_serving():
             try:
                 sock, _ = self._sock.accept()
             except OSError:  # mostly because there is nobody left
                 break
             sock.setblocking(False)
-            taken = asyncio.ensure_future(loop.connect_accepted_socket(self._make, sock))
-            self._rest.add(taken)
-            taken.add_done_callback(self._rest.discard)
+            taken.append(asyncio.ensure_future(loop.connect_accepted_socket(self._make, sock)))
         self.close()
+        await asyncio.gather(*taken, return_exceptions=True)
 
 
 async def listen(
@@ -167,6 +166,11 @@ def cannot_listen(ip: str, port: int, purpose: str, error: OSError) -> ConfigErr
         f"cannot listen on {join_host_port(ip, port)} for {purpose}: {error.strerror}",
         hint=_hint(error),
     )
+
+
+async def finish_all(listeners: Iterable[Listener]) -> None:
+    """Finish several at once."""
+    await asyncio.gather(*(listener.finish() for listener in listeners))
 
 
 def _hint(error: OSError) -> str:

@@ -17,7 +17,7 @@ from certs.spiffe import SpiffeError, SpiffeId
 from ztun.config import SOCKS5_PORT, InpodSettings, ProxyPod
 from ztun.errors import ConfigError, RelayError, ZdsError, ZtunError
 from ztun.mesh.model import Workload
-from ztun.net.listeners import Listener, Listening, listen
+from ztun.net.listeners import Listener, Listening, finish_all, listen
 from ztun.net.namespaces import make_socket, rehearse
 from ztun.proxy.captures import Captures, any_address
 from ztun.proxy.entries import open_socks5
@@ -112,12 +112,10 @@ class InpodPods:
                 self._cut(pod, RelayError("workload_gone", "the workload is no longer in the mesh as it was"))
         self._keep_certificates()
 
-    def stop_accepting(self) -> None:
+    async def stop_accepting(self) -> None:
         """Close every listener and take no more pods; open connections go on."""
         self._client.close()
-        for pod in self._pods.values():
-            for listener in pod.listeners:
-                listener.finish()
+        await finish_all(listener for pod in self._pods.values() for listener in pod.listeners)
 
     # -- what the agent asks ---------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ztun.net.listeners import finish_all
 from ztun.proxy.entries import open_forward
 from ztun.proxy.inbound import Inbound
 from ztun.proxy.inpod import InpodPods
@@ -98,16 +99,15 @@ class NodeRole:
         """Close the tunnels of peers that were revoked."""
         return sum(inbound.cut_revoked(bundle) for inbound in self._inbounds())
 
-    def stop_accepting(self) -> None:
+    async def stop_accepting(self) -> None:
         """Close every listener."""
-        for server in self._forwards:
-            server.finish()
-        self._pods.stop_accepting()
+        await finish_all(self._forwards)
+        await self._pods.stop_accepting()
         for site in self._plane.sites:
             if site.dns is not None:
                 site.dns.finish()
         if self._inpod is not None:
-            self._inpod.stop_accepting()
+            await self._inpod.stop_accepting()
 
     def drain(self) -> None:
         """Ask the peers of accepted tunnels to move on."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ztun.config import SOCKS5_PORT
 from ztun.errors import ConfigError, RelayError
 from ztun.mesh.model import TunnelProtocol
-from ztun.net.listeners import ORDINARY, Listener, listen
+from ztun.net.listeners import ORDINARY, Listener, finish_all, listen
 from ztun.proxy.captures import Captures
 from ztun.proxy.entries import open_socks5
 from ztun.proxy.resolving import open_dns
@@ -91,13 +91,10 @@ class Pods:
         """Whether pods without listeners should be tried again."""
         return now >= self._retry_at and self.pending > 0
 
-    def stop_accepting(self) -> None:
+    async def stop_accepting(self) -> None:
         """Close every listener; open connections go on."""
-        for server in self._captures:
-            server.finish()
-        for pod in self._pods.values():
-            for server in pod.servers:
-                server.finish()
+        await finish_all(self._captures)
+        await finish_all(server for pod in self._pods.values() for server in pod.servers)
 
     # -- inside ----------------------------------------------------------------------------------------------
 

@@ -71,8 +71,8 @@ class Role(Protocol):
     def cut_revoked(self, bundle: TrustBundle) -> int:
         """Close the tunnels of peers that were revoked; gives how many."""
 
-    def stop_accepting(self) -> None:
-        """Close every listener; open connections go on."""
+    async def stop_accepting(self) -> None:
+        """Close every listener, after taking who waits in its queue; open connections go on."""
 
     def drain(self) -> None:
         """Ask all peers to move on."""
@@ -194,7 +194,7 @@ class Runtime:
             await self._drain()
             return self._status
         finally:
-            role.stop_accepting()
+            await role.stop_accepting()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -306,7 +306,7 @@ class Runtime:
         )
         ends_at = plane.loop.time() + settings.drain_deadline
         plane.draining = True
-        self._role.stop_accepting()
+        await self._role.stop_accepting()
         self._role.drain()
         # whoever was accepted is served, with tunnels that are still to be made for it
         await _first(plane.settled(), self._stop_now.wait(), settings.drain_deadline)

@@ -104,6 +104,8 @@ class TunnelServer(abc.ABC):
         except ZtunError as error:
             tunnel.refuse(error)
             return
+        if tunnel.is_closed:
+            return  # the peer did not wait
         timeouts = plane.settings.tunnel_timeouts
         tunnel.start(
             context,

@@ -42,7 +42,7 @@ class WaypointNode:
     async def stop(self) -> None:
         """Cut everything."""
         gone = RelayError("shutdown", "the proxy shuts down")
-        self.role.stop_accepting()
+        await self.role.stop_accepting()
         self.plane.connections.cut_where(lambda _: True, gone)
         self.role.close(gone)
         await self.plane.home.stop_tasks()

@@ -247,7 +247,10 @@ async def test_who_waits_in_the_queue_when_a_listener_finishes_is_still_taken(en
     listener = await listen(ip, 0, lambda *_: Greets(), SocketOptions(), purpose="a test")
     # connected by the kernel, while the loop has had no turn to accept
     with socket.create_connection(listener.address) as client:
-        getattr(listener, ending)()
+        if ending == "finish":
+            await listener.finish()
+        else:
+            listener.close()
         client.setblocking(False)
         reader, writer = await asyncio.open_connection(sock=client)
         if ending == "finish":

@@ -117,7 +117,7 @@ class Node:
         gone = RelayError("shutdown", "the proxy shuts down")
         for server in self.servers:
             server.close()
-        self.pods.stop_accepting()
+        await self.pods.stop_accepting()
         self.plane.connections.cut_where(lambda _: True, gone)
         self.inbound.close(gone)
         await self.plane.home.stop_tasks()
