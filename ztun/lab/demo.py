@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import resources
@@ -25,6 +26,7 @@ from ztun.lab.netns import netns_fabric, why_not
 from ztun.lab.network import UPLINK
 from ztun.lab.page_report import print_page, run_page
 from ztun.lab.programs import LOOPBACK, SOCKS5_PORT, agent_sockets
+from ztun.lab.telnet import telnet_command
 from ztun.lab.topology import MeshPlan, plan_mesh
 from ztun.resources.documents import parse_documents
 
@@ -40,27 +42,35 @@ async def demo(console: Console, *, fabric: FabricChoice, checked: bool, keep: b
     With ``checked`` a second mesh follows, for the examples of routing. Their directory is removed at the end unless
     ``keep`` is given or something went wrong. Raises :class:`LabError` and :class:`ConfigError`.
     """
-    directory = Path(tempfile.mkdtemp(prefix="ztun-demo-"))
-    right = False
-    try:
-        with chosen_fabric(console, fabric) as laid:
-            plan = plan_mesh_of_examples(laid)
-            console.print(f"Starting {len(plan.nodes)} node proxies and {len(plan.servers)} servers ...")
-            async with Lab(plan, laid, directory, observed=checked).running() as lab:
-                if not checked:
-                    console.print(instructions(lab), highlight=False, soft_wrap=True)
-                    right = True
-                    await asyncio.Event().wait()
-                first_right = await report(console, lab)
-            console.print("\nStarting the mesh of the examples of routing ...")
-            outcome = await run_page(laid, directory / "routing")
-            right = print_page(console, outcome) and first_right
-    finally:
-        if right and not keep:
-            shutil.rmtree(directory)
-        else:
-            console.print(f"Configuration, CA and logs are in {directory}", highlight=False, soft_wrap=True)
-    return right
+    with chosen_fabric(console, fabric) as laid:
+        directory = Path(tempfile.mkdtemp(prefix="ztun-demo-"))
+        right = False
+        try:
+            right = await _run(console, laid, directory, checked=checked)
+        except asyncio.CancelledError:
+            right = not checked  # told to end while it was up to be tried: there is nothing to look into
+            raise
+        finally:
+            if right and not keep:
+                shutil.rmtree(directory)
+            else:
+                console.print(
+                    f"Configuration, CA and logs are in {directory}", highlight=False, soft_wrap=True
+                )
+        return right
+
+
+async def _run(console: Console, fabric: Fabric, directory: Path, *, checked: bool) -> bool:
+    plan = plan_mesh_of_examples(fabric)
+    console.print(f"Starting {len(plan.nodes)} node proxies and {len(plan.servers)} servers ...")
+    async with Lab(plan, fabric, directory, observed=checked).running() as lab:
+        if not checked:
+            console.print(instructions(lab), highlight=False, soft_wrap=True)
+            await asyncio.Event().wait()
+        right = await report(console, lab)
+    console.print("\nStarting the mesh of the examples of routing ...")
+    outcome = await run_page(fabric, directory / "routing")
+    return print_page(console, outcome) and right
 
 
 @contextlib.contextmanager
@@ -144,8 +154,9 @@ def instructions(lab: Lab) -> str:
     lines = ["The mesh is up. Talk to it as one of its clients (type a line, press Enter):", ""]
     lines += _captured_clients(lab) if lab.captured else _forwarded_clients(lab)
     lines += ["", "Ask the proxies:", ""]
+    ztun = "ztun" if shutil.which("ztun") else str(Path(sys.executable).with_name("ztun"))
     for proxy, ports in lab.ports.items():
-        ask = lab.fabric.on_node(ports.where, ["ztun", "connections", "--admin", f"{LOOPBACK}:{ports.admin}"])
+        ask = lab.fabric.on_node(ports.where, [ztun, "connections", "--admin", f"{LOOPBACK}:{ports.admin}"])
         lines.append(f"  {shlex.join(ask)}   # {proxy}")
     ports = next(iter(lab.ports.values()))
     scrape = ["curl", "-s", f"{LOOPBACK}:{ports.metrics}/metrics"]
@@ -154,7 +165,7 @@ def instructions(lab: Lab) -> str:
         node = lab.plan.nodes[0].name
         control = agent_sockets(lab.fabric.runtime, node).control
         lines += ["", "See who is captured, and what is on the wire:", ""]
-        lines.append(f"  ztun enrolled --control {control}")
+        lines.append(f"  {ztun} enrolled --control {control}")
         lines.append(f"  {shlex.join(lab.fabric.on_node(node, ['tcpdump', '-nAi', UPLINK]))}")
     lines += [
         "",
@@ -168,9 +179,8 @@ def _captured_clients(lab: Lab) -> list[str]:
     lines = []
     for entry in lab.entries:
         if entry.client.mode != "none":
-            command = shlex.join(
-                lab.fabric.in_pod(entry.client, ["telnet", entry.host, str(entry.host_port)])
-            )
+            typed = telnet_command(entry.host, entry.host_port)
+            command = shlex.join(lab.fabric.in_pod(entry.client, typed))
             lines.append(f"  {command}")
     return lines
 

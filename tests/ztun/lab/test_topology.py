@@ -164,6 +164,80 @@ def test_a_document_that_cannot_be_laid_out_is_named(text: str, message: str) ->
     assert message in str(refused.value)
 
 
+TWO_FAMILIES = AddressPlan(
+    nodes={"node-a": "172.30.0.1"},
+    pods={"node-a": ipaddress.IPv4Network("10.244.1.0/24")},
+    pods6={"node-a": ipaddress.IPv6Network("fd00:244:0:1::/64")},
+    services6=ipaddress.IPv6Network("fd00:58::/112"),
+    netns="ztun-1",
+)
+
+
+def test_pods_and_services_have_an_address_of_either_family_where_the_fabric_has_both() -> None:
+    text = (
+        deployment("web", replicas=2)
+        + """
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: fixed}
+spec: {containers: []}
+status: {podIP: 10.244.1.99}
+"""
+    )
+    documents, _ = parse_documents(text, file="mesh.yaml")
+    mesh = plan_mesh(documents, TWO_FAMILIES)
+    assert mesh.pod("default", "web").addresses == ("10.244.1.10", "fd00:244:0:1::a")
+    assert mesh.pod("default", "fixed").addresses == ("10.244.1.99",)
+    service = mesh.service("default", "web")
+    assert (service.vip, service.vip6) == ("192.168.58.10", "fd00:58::a")
+    documents, problems = parse_documents(yaml.safe_dump_all(mesh.objects), file="mesh.yaml")
+    snapshot = translate(documents, settings=MeshSettings()).snapshot
+    assert not problems
+    for pod in mesh.pods:
+        for address in pod.addresses:
+            found = snapshot.workload_by_address("", address)
+            assert found is not None
+            assert found.name == pod.name
+    for vip in (service.vip, service.vip6):
+        assert snapshot.service_by_vip("", vip, "default") is not None
+
+
+def test_namespaces_are_named_after_deployments_and_told_to_the_agent() -> None:
+    text = deployment("wire") + deployment("web", replicas=2) + deployment("node-a")
+    documents, _ = parse_documents(text, file="mesh.yaml")
+    mesh = plan_mesh(documents, TWO_FAMILIES)
+    # "wire" and "node-a" are machines of the fabric
+    names = ["ztun-1-wire-2", "ztun-1-web", "ztun-1-web-2", "ztun-1-node-a-2"]
+    assert [pod.netns for pod in mesh.pods] == names
+    told = [one["metadata"]["annotations"]["ztun.io/netns"] for one in mesh.objects if one["kind"] == "Pod"]
+    assert told == names
+    assert not any(pod.netns for pod in plan(text.replace("node-a", "other")).pods)
+
+
+def test_labels_say_whose_proxy_a_pod_has() -> None:
+    mesh = plan(
+        "".join(
+            f"""
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{{label}}}}}
+spec: {{containers: []}}
+---"""
+            for name, label in (
+                ("own", 'sidecar.istio.io/inject: "true"'),
+                ("none", "istio.io/dataplane-mode: none"),
+                ("nodes", "app: web"),
+            )
+        )
+    )
+    assert {pod.name: pod.mode for pod in mesh.pods} == {"own": "sidecar", "none": "none", "nodes": "ambient"}
+
+
 def test_a_network_without_free_addresses_is_an_error() -> None:
     network = ipaddress.IPv4Network("10.0.0.0/28")
     addresses = AddressPlan({"node-a": "10.0.0.1"}, {"node-a": network})
