@@ -15,12 +15,16 @@ from ztun.mesh.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class LocalAnswer:
-    """A reply, and what the log says about it."""
+    """A reply, and what the log says about it.
+
+    Without reply the name is an alias of ``outside``, whose addresses the nameservers must be asked for.
+    """
 
     wire: bytes
     result: str
     endpoints: int = 0
     """How many addresses were found."""
+    outside: str = ""
 
 
 def answer_locally(
@@ -39,8 +43,10 @@ def answer_locally(
     known = look_up(snapshot, client, query.domain, family, rng=rng, options=options)
     if known is None:
         return None
+    if known.outside and known.canonical is not None:
+        return LocalAnswer(b"", known.result, outside=known.canonical)
     try:
-        wire = answer(query, known.addresses, stripped=known.stripped, udp=udp)
+        wire = answer(query, known.addresses, canonical=known.canonical, udp=udp)
     except BadQuery as error:
         return LocalAnswer(error.reply, f"refused ({error})")
     return LocalAnswer(wire, known.result, len(known.addresses))

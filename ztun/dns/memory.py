@@ -14,7 +14,7 @@ _ID_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A query, and the answer that the mesh has for it; None when it is for others to answer."""
+    """A query, and what the mesh answers; None when it is for others to answer."""
 
     query: Query
     answer: LocalAnswer | None
@@ -34,10 +34,10 @@ class Memory:
         found = self._decisions.get((wire[_ID_BYTES:], udp))
         if found is None:
             return None
-        if found.answer is None:
+        if found.answer is None or found.answer.outside:
             header = read_header(wire)
             assert header is not None
-            return Decision(replace(found.query, wire=wire, header=header), None)
+            return Decision(replace(found.query, wire=wire, header=header), found.answer)
         return replace(
             found, answer=replace(found.answer, wire=wire[:_ID_BYTES] + found.answer.wire[_ID_BYTES:])
         )

@@ -125,10 +125,10 @@ def read_query(wire: bytes) -> Query:
     return Query(wire, header, question.name, question.rdtype, question.rdclass, kind)
 
 
-def answer(query: Query, addresses: Sequence[str], *, stripped: str | None = None, udp: bool) -> bytes:
+def answer(query: Query, addresses: Sequence[str], *, canonical: str | None = None, udp: bool) -> bytes:
     """The authoritative answer with these addresses, which are of the family that was asked for.
 
-    With ``stripped`` the name is an alias (CNAME) of it, and the addresses are those of ``stripped``. What does not
+    With ``canonical`` the name is an alias (CNAME) of it, and the addresses are those of ``canonical``. What does not
     fit into the datagram that the client takes is left out, and the answer is marked as truncated.
     Raises :class:`BadQuery` when the rest of the query is malformed.
     """
@@ -136,13 +136,13 @@ def answer(query: Query, addresses: Sequence[str], *, stripped: str | None = Non
     if message.edns > 0:
         raise BadQuery(f"EDNS version {message.edns}", failure(query, dns.rcode.BADVERS, message))
     room = _room(message) if udp else MAX_MESSAGE_BYTES
-    wire = _render(query, message, addresses, stripped)
+    wire = _render(query, message, addresses, canonical)
     if len(wire) <= room:
         return wire
     # every record takes the same room, for its owner is a reference to the first
     each = 12 + (4 if query.rdtype == dns.rdatatype.A else 16)
     fitting = max(0, len(addresses) - -(-(len(wire) - room) // each))
-    return _render(query, message, addresses[:fitting], stripped, truncated=True)
+    return _render(query, message, addresses[:fitting], canonical, truncated=True)
 
 
 def failure(query: Query, rcode: dns.rcode.Rcode, message: dns.message.Message | None = None) -> bytes:
@@ -210,7 +210,7 @@ def _render(
     query: Query,
     message: dns.message.Message,
     addresses: Sequence[str],
-    stripped: str | None,
+    canonical: str | None,
     *,
     truncated: bool = False,
 ) -> bytes:
@@ -218,8 +218,11 @@ def _render(
     if truncated:
         reply.flags |= dns.flags.TC
     owner = query.name
-    if stripped is not None and addresses:
-        owner = dns.name.Name((*query.name.labels[: stripped.count(".") + 1], b""))
+    if canonical is not None and addresses:
+        owner = dns.name.from_text(canonical)
+        asked = dns.name.Name((*query.name.labels[: len(owner.labels) - 1], b""))
+        if asked == owner:
+            owner = asked  # in the case that the client wrote
         reply.answer.append(
             dns.rrset.from_text(query.name, TTL_SECONDS, query.rdclass, dns.rdatatype.CNAME, owner.to_text())
         )

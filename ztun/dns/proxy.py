@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import dns.rcode
+import dns.rdatatype
 
 from ztun.dns.limits import DnsLimits, InFlight
-from ztun.dns.local import answer_locally
+from ztun.dns.local import LocalAnswer, answer_locally
 from ztun.dns.memory import Decision, Memory
 from ztun.dns.messages import (
     MIN_UDP_BYTES,
     BadQuery,
     Query,
+    answer,
     failure,
     read_header,
     read_query,
@@ -27,10 +29,11 @@ from ztun.dns.messages import (
 from ztun.dns.metrics import DnsMetrics, dns_labels
 from ztun.dns.nameservers import Address
 from ztun.dns.requests import Reply
+from ztun.dns.stub import resolve_outside
 from ztun.dns.tcp import TcpConnections
 from ztun.dns.udp import UdpServer
 from ztun.dns.upstream import Upstream
-from ztun.dns.zone import ZoneOptions
+from ztun.dns.zone import MAX_ADDRESSES, Family, ZoneOptions
 from ztun.errors import DnsError, ZtunError
 from ztun.mesh.model import Workload, join_host_port
 from ztun.mesh.snapshot import Snapshot
@@ -173,21 +176,22 @@ class DnsProxy:
 
     def _decide(self, query: Query, client: Workload, *, udp: bool) -> Decision:
         around = self._around
-        answer = answer_locally(
+        found = answer_locally(
             query, around.snapshot(), client, rng=around.rng, options=around.options(), udp=udp
         )
-        decision = Decision(query, answer)
+        decision = Decision(query, found)
         self._memory.keep(decision, self._circumstances(client), udp=udp)
         return decision
 
     def _carry_out(self, decision: Decision, client: Workload, reply: Reply, *, udp: bool) -> None:
-        query, answer = decision.query, decision.answer
-        if answer is None:
-            self._start(self._forward(query, client, reply, udp=udp), query, client, reply, udp=udp)
+        query, found = decision.query, decision.answer
+        if found is None or found.outside:
+            work = self._go_outside(decision, client, reply, udp=udp)
+            self._start(work, query, client, reply, udp=udp)
             return
         self._count(query, client, udp=udp)
-        self._report(query, client, answer.result, answer.endpoints)
-        reply(answer.wire)
+        self._report(query, client, found.result, found.endpoints)
+        reply(found.wire)
 
     def _start(
         self,
@@ -228,18 +232,22 @@ class DnsProxy:
             reply(failure(query, dns.rcode.SERVFAIL))
             return
         decision = self._decide(query, client, udp=udp)
-        if decision.answer is None:
-            await self._forward(query, client, reply, udp=udp)
+        if decision.answer is None or decision.answer.outside:
+            await self._go_outside(decision, client, reply, udp=udp)
         else:
             self._carry_out(decision, client, reply, udp=udp)
 
-    async def _forward(self, query: Query, client: Workload, reply: Reply, *, udp: bool) -> None:
+    async def _go_outside(self, decision: Decision, client: Workload, reply: Reply, *, udp: bool) -> None:
+        query = decision.query
         metrics, labels = self._around.metrics, dns_labels(query.type_text, udp=udp, client=client)
         metrics.requests.inc(*labels)
         metrics.upstream_requests.inc(*labels)
         started = self._loop.time()
         try:
-            wire = await self.upstream.ask(query, udp=udp)
+            if decision.answer is None:
+                wire = await self._forward(query, client, udp=udp)
+            else:
+                wire = await self._follow_alias(query, client, decision.answer, udp=udp)
         except DnsError as error:
             metrics.upstream_failures.inc(*labels)
             self._report(query, client, f"forwarding failed ({error})", 0)
@@ -247,11 +255,31 @@ class DnsProxy:
             return
         finally:
             metrics.upstream_seconds.observe(self._loop.time() - started, *labels)
+        reply(wire)
+
+    async def _forward(self, query: Query, client: Workload, *, udp: bool) -> bytes:
+        """What a nameserver answers. Raises :class:`DnsError`."""
+        wire = await self.upstream.ask(query, udp=udp)
         header = read_header(wire)
         self._report(query, client, "forwarded", header.answers if header is not None else 0)
         if udp and len(wire) > MIN_UDP_BYTES and len(wire) > udp_room(query):
-            wire = shortened(query, wire)
-        reply(wire)
+            return shortened(query, wire)
+        return wire
+
+    async def _follow_alias(self, query: Query, client: Workload, found: LocalAnswer, *, udp: bool) -> bytes:
+        """Our answer with the addresses that a name outside has. Raises :class:`DnsError`."""
+        family: Family = 4 if query.rdtype == dns.rdatatype.A else 6
+        try:
+            addresses = await resolve_outside(self.upstream, found.outside, family, self._around.rng)
+        except DnsError as error:
+            if error.code not in ("dns_empty", "dns_lookup"):
+                raise
+            addresses = ()  # the alias exists, whatever becomes of what it stands for
+        self._report(query, client, found.result, len(addresses))
+        try:
+            return answer(query, addresses[:MAX_ADDRESSES], canonical=found.outside, udp=udp)
+        except BadQuery as error:
+            return error.reply
 
     # -- reports ---------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from ztun.mesh.address import is_hostname
@@ -21,6 +21,8 @@ Family: TypeAlias = Literal[4, 6]
 MAX_ADDRESSES = (
     1000  # of one answer: 28 KB of AAAA records; a random selection of more serves the client as well
 )
+
+MAX_ALIASES = 8  # ExternalNames that lead to each other; the C library gives up after as many
 
 _OTHER_FAMILY = {4: IpFamilies.IPV6_ONLY, 6: IpFamilies.IPV4_ONLY}
 
@@ -42,13 +44,19 @@ class ZoneOptions:
 class Known:
     """A name of the mesh. No ``addresses`` means that it exists, but not with an address of this family.
 
-    ``stripped`` is the name without the suffix of the search list that was taken off to find it, else None.
+    ``canonical`` is the name that has the addresses where that is another one: what is left without a suffix of the
+    search list, or what an ExternalName stands for.
     """
 
     addresses: tuple[str, ...]
     result: str
     """How the log calls it."""
-    stripped: str | None = None
+    canonical: str | None = None
+    outside: bool = False
+    """The mesh does not know ``canonical``: its addresses are those that the nameservers give."""
+
+
+_NOWHERE = Known((), "no records")
 
 
 def look_up(
@@ -66,8 +74,21 @@ def look_up(
        each of them an exact name comes before wildcards, and a longer wildcard before a shorter one.
     2. Of several services the client's namespace wins, then canonical, then the preferred namespace.
     3. A service answers with its virtual addresses on the client's network, a headless one with those of its
-       endpoints that may take connections. Other services without virtual address are unknown here.
+       endpoints that may take connections, an ExternalName with those of what it stands for. Other services without
+       virtual address are unknown here.
     """
+    return _look_up(snapshot, client, name, family, rng, options, MAX_ALIASES)
+
+
+def _look_up(
+    snapshot: Snapshot,
+    client: Workload,
+    name: str,
+    family: Family,
+    rng: random.Random,
+    options: ZoneOptions,
+    hops: int,
+) -> Known | None:
     if not is_hostname(name.removesuffix(".")):
         return None
     search = options.search
@@ -87,6 +108,12 @@ def look_up(
             continue
         if service.ip_families is _OTHER_FAMILY[family] or (family == 6 and not options.ipv6):
             return Known((), "service does not support this record type")
+        if target := service.alias_of:
+            literally = replace(options, search=())
+            known = _look_up(snapshot, client, target, family, rng, literally, hops - 1) if hops else _NOWHERE
+            if known is None:
+                return Known((), "alias of a name outside the mesh", target, outside=True)
+            return replace(known, canonical=known.canonical or target)
         found = [
             ip
             for ip in (
@@ -102,7 +129,7 @@ def look_up(
 
 
 def _has_addresses(service: Service) -> bool:
-    return service.headless or any(vip.cidr is None for vip in service.vips)
+    return service.headless or bool(service.alias_of) or any(vip.cidr is None for vip in service.vips)
 
 
 def _addresses(snapshot: Snapshot, service: Service, client: Workload) -> Iterator[str]:

@@ -244,6 +244,8 @@ class Service:
     visible_only_in_namespace: bool = False
     export_to: tuple[str, ...] = ("*",)
     headless: bool = False
+    alias_of: str = ""
+    """The name that it is another name of (ExternalName), in lower case; empty for every other service."""
     created: str = ""
     """creationTimestamp in RFC 3339 UTC, empty when the document has none."""
 

@@ -92,6 +92,7 @@ def kubernetes_service(
         visible_only_in_namespace=export_to == (document.namespace,),
         export_to=export_to,
         headless=spec.cluster_ip == "None",
+        alias_of=_external_name(spec),
         created=document.created,
     ), problems
 
@@ -108,6 +109,11 @@ def needs_address(model: kubernetes.Service) -> bool:
         and not spec.cluster_ips
         and may_allocate(model.metadata)
     )
+
+
+def _external_name(spec: kubernetes.ServiceSpec) -> str:
+    name = (spec.external_name or "").lower().removesuffix(".")
+    return name if spec.type == "ExternalName" and is_hostname(name) else ""
 
 
 def _tcp_ports(spec: kubernetes.ServiceSpec) -> list[kubernetes.ServicePortSpec]:
@@ -181,9 +187,9 @@ def attach_external_name(
     """An ExternalName Service has one endpoint, which is known by its DNS name."""
     if spec.type != "ExternalName":
         return []
-    name = (spec.external_name or "").lower().removesuffix(".")
-    if not is_hostname(name):
-        return [document.problem(("spec", "externalName"), f"{name!r} is not a hostname")]
+    name = service.alias_of
+    if not name:
+        return [document.problem(("spec", "externalName"), f"{spec.external_name!r} is not a hostname")]
     uid = f"{around.settings.cluster_id}//Service/{document.namespace}/{document.name}/{name}"
     workload = outside_workload(document, uid, around, hostname=name)
     draft = WorkloadDraft(workload)

@@ -35,6 +35,11 @@ def external(host: str, namespace: str, *vips: str | Vip, **rest: Any) -> Servic
     return Service(host, namespace, host, addresses, PORTS, **rest)
 
 
+def alias(name: str, target: str) -> Service:
+    """An ExternalName Service."""
+    return kube(name, "app", alias_of=target)
+
+
 def pod(name: str, service: Service, *ips: str, **rest: Any) -> Workload:
     """An endpoint of a service."""
     values: dict[str, Any] = {"network": HOME} | rest
@@ -66,6 +71,13 @@ SERVICES = (
     HEADLESS_V6,
     HEADLESS_EMPTY,
     HEADLESS_ALL,
+    alias("near", "shop.other.svc.cluster.local"),
+    alias("chain", "near.app.svc.cluster.local"),
+    alias("pods", "db.app.svc.cluster.local"),
+    alias("cdn", "cdn.example.net"),
+    alias("short", "web"),
+    alias("round", "about.app.svc.cluster.local"),
+    alias("about", "round.app.svc.cluster.local"),
     external("www.example.com", "app", "240.240.0.1"),
     external("single", "app", "240.240.0.2"),
     external("net.example.com", "app", Vip(HOME, "10.9.0.0", ipaddress.ip_network("10.9.0.0/16"))),

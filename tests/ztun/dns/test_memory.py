@@ -36,6 +36,11 @@ def test_a_decision_gets_the_id_of_the_query() -> None:
         0xBEEF,
     )
     assert foreign.query.domain == "out."
+    alias = LocalAnswer(b"", "alias of a name outside the mesh", outside="cdn.example")
+    memory.keep(Decision(read_query(wire("cdn")), alias), "now", udp=True)
+    followed = memory.recall(wire("cdn", 0xBEEF), "now", udp=True)
+    assert followed is not None
+    assert (followed.answer, followed.query.header.id) == (alias, 0xBEEF)
 
 
 def test_only_the_same_bytes_under_the_same_circumstances() -> None:

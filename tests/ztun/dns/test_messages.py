@@ -140,8 +140,8 @@ class TestRoom:
 
     @pytest.mark.parametrize("rdtype", ["A", "AAAA"])
     @pytest.mark.parametrize("payload", [0, 100, 512, 600, 1232, 4096, 65_535])
-    @pytest.mark.parametrize("stripped", [None, "web.app"])
-    def test_a_datagram_holds_what_fits(self, rdtype: str, payload: int, stripped: str | None) -> None:
+    @pytest.mark.parametrize("canonical", [None, "web.app"])
+    def test_a_datagram_holds_what_fits(self, rdtype: str, payload: int, canonical: str | None) -> None:
         addresses = self.ADDRESSES
         if rdtype == "AAAA":
             addresses = tuple(f"2001:db8::{n + 1:x}" for n in range(1000))
@@ -149,13 +149,13 @@ class TestRoom:
         query = read_query(question("web.app.app.svc.cluster.local", rdtype, **options))
         room = min(max(512, payload), 65_507)
         assert udp_room(query) == room
-        wire = answer(query, addresses, stripped=stripped, udp=True)
+        wire = answer(query, addresses, canonical=canonical, udp=True)
         records = read(wire).answer[-1]
         each = 16 if rdtype == "A" else 28
         assert len(wire) <= room
         assert bool(read(wire).flags & dns.flags.TC) is (len(records) < 1000)
         assert len(records) == 1000 or len(wire) + each > room
-        whole = answer(query, addresses, stripped=stripped, udp=False)
+        whole = answer(query, addresses, canonical=canonical, udp=False)
         assert len(read(whole).answer[-1]) == 1000
         assert not read(whole).flags & dns.flags.TC
 

@@ -229,6 +229,28 @@ class TestForwarding:
         assert len(ground.made) == 2
         assert all(sock.fileno() == -1 for sock in ground.made)
 
+    async def test_an_external_name(self, ground: Ground, nameserver: Nameserver) -> None:
+        nameserver.behave = answering(
+            "cdn.example.net. 60 IN CNAME edge.example.net.", "edge.example.net. 60 IN A 192.0.2.8"
+        )
+        for _ in range(2):
+            answer = await ground.resolver().resolve("Cdn.app.svc.cluster.local", "A")
+            assert [rrset.to_text() for rrset in answer.response.answer] == [
+                "Cdn.app.svc.cluster.local. 30 IN CNAME cdn.example.net.",
+                "cdn.example.net. 30 IN A 192.0.2.8",
+            ]
+        assert [asked.message.question[0].name.to_text() for asked in nameserver.asked] == [
+            "cdn.example.net."
+        ] * 2
+        assert ground.count("upstream_requests", "a") == 2
+
+    async def test_an_external_name_of_nothing(self, ground: Ground, nameserver: Nameserver) -> None:
+        """The alias exists all the same."""
+        reply = await ground.udp(dns.message.make_query("cdn", "A"))
+        assert (reply.rcode(), reply.answer) == (dns.rcode.NOERROR, [])
+        ground.nameservers = []
+        assert (await ground.tcp(dns.message.make_query("cdn", "A"))).rcode() == dns.rcode.SERVFAIL
+
     async def test_without_nameservers(self, ground: Ground) -> None:
         reply = await ground.udp(dns.message.make_query("nobody.example.org", "A"))
         assert reply.rcode() == dns.rcode.SERVFAIL

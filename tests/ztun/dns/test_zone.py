@@ -86,6 +86,13 @@ FOUND: list[tuple[str, Literal[4, 6], list[str], str | None]] = [
     ("own.example", 4, ["240.240.5.1"], None),
     ("hidden.example", 4, ["240.240.6.2"], None),
     ("half.example", 4, ["240.240.7.1"], None),
+    # ExternalNames of names in the mesh
+    ("near", 4, ["10.96.0.3"], "shop.other.svc.cluster.local"),
+    ("near.app.svc.cluster.local", 6, [], "shop.other.svc.cluster.local"),
+    (f"near{SUFFIXED}", 4, ["10.96.0.3"], "shop.other.svc.cluster.local"),
+    (f"near.app{SUFFIXED}", 4, ["10.96.0.3"], "shop.other.svc.cluster.local"),
+    ("chain", 4, ["10.96.0.3"], "shop.other.svc.cluster.local"),
+    ("pods", 6, ["fd01::1", "fd01::2"], "db.app.svc.cluster.local"),
     # headless services, and their pods
     ("db", 4, ["10.1.0.1", "10.1.0.2"], None),
     ("db.app.svc.cluster.local", 6, ["fd01::1", "fd01::2"], None),
@@ -103,14 +110,14 @@ FOUND: list[tuple[str, Literal[4, 6], list[str], str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "family", "addresses", "stripped"), FOUND)
+@pytest.mark.parametrize(("name", "family", "addresses", "canonical"), FOUND)
 def test_names_of_the_mesh(
-    name: str, family: Literal[4, 6], addresses: list[str], stripped: str | None
+    name: str, family: Literal[4, 6], addresses: list[str], canonical: str | None
 ) -> None:
     known = ask(name, family)
     assert known is not None
     assert sorted(known.addresses) == addresses
-    assert known.stripped == stripped
+    assert known.canonical == canonical
 
 
 @pytest.mark.parametrize(
@@ -148,6 +155,28 @@ def test_all_other_names_belong_to_somebody_else(name: str) -> None:
     assert ask(name) is None
 
 
+@pytest.mark.parametrize(("name", "target"), [("cdn", "cdn.example.net"), ("cdn.app.svc", "cdn.example.net")])
+def test_an_external_name_outside_is_for_the_nameservers(name: str, target: str) -> None:
+    known = ask(name)
+    assert known == Known((), "alias of a name outside the mesh", target, outside=True)
+    assert ask(name, 6, options=ZoneOptions(ipv6=False)) == Known(
+        (), "service does not support this record type"
+    )
+
+
+def test_external_names_that_lead_to_each_other_lead_nowhere() -> None:
+    known = ask("round")
+    assert known is not None
+    assert (known.addresses, known.outside, known.result) == ((), False, "no records")
+
+
+def test_an_external_name_is_taken_literally() -> None:
+    """No search list is applied to it, as none is in Kubernetes; what stands for a service still does."""
+    known = ask("short")
+    assert known is not None
+    assert (known.addresses, known.canonical) == (("10.96.0.1",), "web")
+
+
 def test_the_client_decides_what_a_name_means() -> None:
     elsewhere = Workload("o", "o", "other", ("10.0.0.2",), network=HOME)
     for name, ip in (("web", "10.96.0.2"), ("secret", "10.96.0.8"), ("rank.example", "240.240.2.1")):
@@ -176,7 +205,7 @@ def test_a_search_list_of_its_own() -> None:
     options = ZoneOptions(search=("corp.example", "example.com"))
     known = ask("www.example.com.corp.example", options=options)
     assert known is not None
-    assert known.stripped == "www.example.com"
+    assert known.canonical == "www.example.com"
     assert ask(f"www.example.com{SUFFIXED}", options=options) is None
     assert ask("www.example.com.corp.example") is None
 

@@ -121,7 +121,7 @@ class TestServices:
     def test_external_name(self) -> None:
         state = load(service(type="ExternalName", externalName="DB.example.", clusterIP=""))
         assert endpoints(state) == {"db.example": {80: 8080}}
-        assert only(state).vips == ()
+        assert (only(state).vips, only(state).alias_of) == ((), "db.example")
 
     @pytest.mark.parametrize(
         ("spec", "families"),
