@@ -278,6 +278,19 @@ def test_json_and_yaml_of_the_same_data_are_the_same(data: dict[str, object]) ->
     assert parse_chunk(chunk.text) == data
 
 
+@given(st.text("# \t\n\r\x0b\x0c\x1c\x85\u2028a-", max_size=12))
+def test_content_is_a_line_that_is_neither_empty_nor_a_comment(text: str) -> None:
+    lines = [line.strip() for line in text.splitlines()]
+    assert yaml_text._has_content(text) is any(line and not line.startswith("#") for line in lines)
+
+
+@given(st.text("ab\n", max_size=40), st.integers(1, 8))
+def test_long_lines_are_all_found(text: str, length: int) -> None:
+    assert list(yaml_text._long_lines(text, length)) == [
+        line for line in text.split("\n") if len(line) >= length
+    ]
+
+
 @given(st.text("0123456789abefnoxtrulsyNOTFY.+-_:~<='\"#% ", max_size=12))
 def test_plain_scalars_have_the_tags_that_pyyaml_gives_them(scalar: str) -> None:
     text = f"a: {scalar}\nb: [{scalar}]\n"
