@@ -5,13 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench bench-quick bench-growth bench-micro lint format clean
+.PHONY: demo test e2e bench bench-quick bench-growth bench-micro lint format clean
 
 demo: $(READY)
 	$(BIN)/ztun demo --check
 
 test: $(READY)
 	$(BIN)/pytest $(ARGS)
+
+# What make test does with containers, alone.
+e2e: $(READY)
+	$(BIN)/pytest tests/e2e $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench --json bench.json $(ARGS)

@@ -24,7 +24,7 @@ from ztun.agent.places import namespace_path
 from ztun.errors import ConfigError
 from ztun.lab.addresses import AddressPlan
 from ztun.lab.netns import write_resolver
-from ztun.lab.network import BRIDGE, SETTINGS, Network, bridge_lines, pod_cable
+from ztun.lab.network import BRIDGE, SETTINGS, Network, bridge_lines, first_host, pod_cable
 from ztun.lab.process import STOP_SECONDS, LabError
 from ztun.lab.programs import ZTUN
 from ztun.lab.reservation import remove_namespaces, run_batch
@@ -32,6 +32,7 @@ from ztun.lab.topology import MeshPlan, PodPlan, plan_mesh
 from ztun.net.namespaces import NetworkNamespace
 from ztun.resources.documents import configuration_files, latest_of_each, parse_documents, read_file
 
+PODS_TABLE, PODS_PREFERENCE = 200, 200  # before the main table, which is asked at 32766
 LOOK_SECONDS = 5.0  # also without a word from the file system, which cannot tell of everything
 _SYSTEM = Path("/proc/sys")
 
@@ -76,8 +77,20 @@ class Pods:
         self._network = Network(AddressPlan({machine.node: ""}, {machine.node: machine.pods}), "")
 
     def open(self) -> None:
-        """Make the bridge. Raises :class:`LabError`."""
-        run_batch([*bridge_lines(), *self._network.gateway_lines(self._machine.node)])
+        """Make the bridge. Raises :class:`LabError`.
+
+        The way to the pods is in a table of its own: they have addresses of the network that the node is on, and a
+        container engine refuses to connect a container to a network that its main table leads elsewhere.
+        """
+        pods = self._machine.pods
+        run_batch(
+            [
+                *bridge_lines(),
+                f"address add {first_host(pods)}/32 dev {BRIDGE}",
+                f"route add {pods} dev {BRIDGE} table {PODS_TABLE}",
+                f"rule add lookup {PODS_TABLE} pref {PODS_PREFERENCE}",
+            ]
+        )
 
     async def follow(self) -> None:
         """Make the pods fit the documents, again and again, until cancelled."""
@@ -115,7 +128,7 @@ class Pods:
         """Remove all of them."""
         for pod in list(self._running):
             await self._remove(pod)
-        run_batch([f"link delete {BRIDGE}"])
+        run_batch([f"link delete {BRIDGE}", f"rule delete pref {PODS_PREFERENCE}"])
 
     async def _add(self, pod: PodPlan) -> None:
         run_batch([f"netns add {pod.netns}"])

@@ -63,13 +63,9 @@ class Network:
         yield "link set lo up"
         yield from self._on_the_wire(self._number(node))
         yield from bridge_lines()
-        yield from self.gateway_lines(node)
-        yield from self._routes(node)
-
-    def gateway_lines(self, node: str) -> Iterator[str]:
-        """The addresses of a node in the networks of its pods."""
         for network in self._pod_networks(node):
-            yield f"address add {_first(network)}/{network.prefixlen} dev {BRIDGE}"
+            yield f"address add {first_host(network)}/{network.prefixlen} dev {BRIDGE}"
+        yield from self._routes(node)
 
     def node_port_line(self, pod: PodPlan) -> str:
         """What is to be done on a node for one pod."""
@@ -87,7 +83,7 @@ class Network:
         yield f"link set {UPLINK} up"
         for address, network in zip(pod.addresses, self._pod_networks(pod.node), strict=False):
             yield f"address add {address}/{network.prefixlen} dev {UPLINK}"
-            yield f"route add default via {_first(network)}"
+            yield f"route add default via {first_host(network)}"
 
     def outside_address(self) -> str:
         """The IPv4 address of the machine outside."""
@@ -161,5 +157,6 @@ def bridge_lines() -> Iterator[str]:
     yield f"link set {BRIDGE} up"
 
 
-def _first(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
+def first_host(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
+    """The address of a node among those of its pods."""
     return str(network[1])
