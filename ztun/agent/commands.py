@@ -114,7 +114,7 @@ class Commands:
     async def unenroll(self, netns: str) -> dict[str, Any]:
         """Let a namespace out of the mesh, and wait until nothing of it is left."""
         path = namespace_path(netns)
-        found = [one for one in self._agent.members.values() if one.enrolment.netns == path]
+        found = [one for one in self._agent.members.values() if one.is_at(path)]
         if not found:
             raise EnrolmentError(
                 "not_enrolled",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from ztun.agent.conversation import Conversation
 from ztun.agent.enrolments import Enrolment
@@ -43,6 +44,11 @@ class Member:
             and self.taken_by is not None
             and not self.taken_by.closed.is_set()
         )
+
+    def is_at(self, path: Path) -> bool:
+        """Whether this path is that of its namespace, or another one to the same."""
+        here = self.enrolment.netns == path
+        return here or (self.namespace is not None and self.namespace.is_at(path))
 
     def want(self, options: CaptureOptions) -> None:
         """Other rules are wanted."""

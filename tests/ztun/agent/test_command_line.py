@@ -37,7 +37,8 @@ def test_a_namespace_in_and_out(network: PodNetwork, agent: AgentProcess, proxy:
     assert once_more.returncode == 0, once_more.stderr
     assert "dport 53" in pod.contents().ruleset
     assert len(proxy.requests) == 2  # the snapshot's end and one pod: nothing was told twice
-    out = agent.ask("unenroll", pod.name)
+    (agent.directory / "another-name").symlink_to(pod.path)
+    out = agent.ask("unenroll", agent.directory / "another-name")
     assert (out.returncode, out.stdout) == (0, "shop/web is out of the mesh\n"), out.stderr
     assert pod.contents() == before
     assert proxy.names == set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -223,6 +224,22 @@ def test_wrong_documents_lose_nobody(network: PodNetwork, agent: AgentProcess) -
         (problem,) = (line["problem"] for line in agent.lines() if "other.yaml" in str(line))
         assert "other.yaml:" in problem
         assert "ztun.io/netns" in problem
+
+
+def test_a_directory_that_is_removed_and_made_again(network: PodNetwork, agent: AgentProcess) -> None:
+    web, other = network.lonely_pod("web"), network.lonely_pod("other")
+    with ZdsProxy(agent.uds) as proxy:
+        agent.write(pod_document("web", web.name))
+        agent.wait_state(WEB, "enrolled")
+        shutil.rmtree(agent.documents)
+        eventually(
+            lambda: any("configuration problem" in str(line) for line in agent.lines()), "it complains"
+        )
+        assert agent.state_of(WEB) == "enrolled"
+        agent.documents.mkdir()
+        agent.write(pod_document("web", web.name), pod_document("other", other.name))
+        agent.wait_state("default/other", "enrolled")
+        assert proxy.of(DelWorkload) == []
 
 
 def test_a_namespace_belongs_to_one_pod(network: PodNetwork, agent: AgentProcess) -> None:

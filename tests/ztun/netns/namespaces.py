@@ -27,7 +27,7 @@ def missing() -> str:
     """Why no namespaces can be made here; empty when they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    for tool in ("ip", "nft"):
+    for tool in ("ip", "nft", "nsenter"):
         if shutil.which(tool) is None:
             return f"network namespaces need the command {tool}"
     probe = f"ztun-probe-{os.getpid()}"
