@@ -11,6 +11,7 @@ import ipaddress
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,13 +19,22 @@ from pathlib import Path
 from typing import TypeVar
 
 from ztun.agent.places import namespace_path
+from ztun.agent.rules import CaptureOptions, load_program
 from ztun.errors import ConfigError, EnrolmentError
 from ztun.lab.addresses import AddressPlan
 from ztun.lab.fabric import NODES, Entry
 from ztun.lab.network import FORWARDING, OUTSIDE_MACHINE, SETTINGS, WIRE, Network
 from ztun.lab.packets import PacketTap
 from ztun.lab.process import LabError
-from ztun.lab.reservation import LABS, RESOLVERS, Reservation, remove_namespaces, reserve, run_batch
+from ztun.lab.reservation import (
+    IP_SECONDS,
+    LABS,
+    RESOLVERS,
+    Reservation,
+    remove_namespaces,
+    reserve,
+    run_batch,
+)
 from ztun.lab.topology import MeshPlan, PodPlan
 from ztun.net.namespaces import NetworkNamespace
 
@@ -36,6 +46,7 @@ POD_NETWORK = ipaddress.IPv4Network("10.244.0.0/16")  # a /24 per node, as Kuber
 POD_NETWORK6 = ipaddress.IPv6Network("fd00:244::/48")
 SERVICE_NETWORK6 = ipaddress.IPv6Network("fd00:58::/112")
 CLUSTER_DNS = "10.96.0.10"  # where pods ask; whoever is captured is answered by the proxy before that
+ATTEMPTS = 10  # to make a directory below one that others remove when it is empty
 AT_ONCE = 4  # of the short-lived ``ip`` that fill a namespace each
 
 _SYSTEM = Path("/proc/sys")
@@ -199,7 +210,16 @@ def why_not() -> str:
         finally:
             namespace.close()
         run_batch(["link set lo up", "link add type bridge", "link add type veth"], namespace=probe)
-    except (LabError, EnrolmentError, OSError) as error:
+        done = subprocess.run(
+            ("ip", "netns", "exec", probe, "nft", "-f", "-"),
+            input=load_program(CaptureOptions()),
+            capture_output=True,
+            text=True,
+            timeout=IP_SECONDS,
+        )
+        if done.returncode != 0:
+            return f"their traffic cannot be captured here ({done.stderr.strip().splitlines()[0]})"
+    except (LabError, EnrolmentError, OSError, subprocess.TimeoutExpired) as error:
         return f"they cannot be made here ({str(error).splitlines()[0]})"
     finally:
         remove_namespaces([probe])
@@ -232,7 +252,13 @@ def _write_settings(settings: dict[str, str]) -> None:
 def write_resolver(pod: PodPlan) -> None:
     """Say where the programs of a pod ask for names, as a kubelet does."""
     directory = RESOLVERS / pod.netns
-    directory.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            break
+        except FileNotFoundError:  # another lab has just removed the empty directory above
+            if attempt == ATTEMPTS:
+                raise
     search = f"{pod.namespace}.svc.cluster.local svc.cluster.local cluster.local"
     text = f"search {search}\nnameserver {CLUSTER_DNS}\noptions ndots:5\n"
     (directory / "resolv.conf").write_text(text)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ztun.errors import ZtunError
 
-READY_SECONDS = 30.0  # a cold interpreter on a busy machine; an idle one needs a second
+READY_SECONDS = 60.0  # twenty cold interpreters at once on a busy machine; alone one needs a second
 STOP_SECONDS = 10.0  # more than the drain deadline of a proxy
 POLL_SECONDS = 0.05
 LOG_TAIL_BYTES = 4096

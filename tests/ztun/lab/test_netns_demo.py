@@ -105,3 +105,10 @@ def test_auto_says_why_it_takes_loopback_addresses(monkeypatch: pytest.MonkeyPat
             assert fabric.name == "loopback"
     said = "Nodes and pods are loopback addresses, for network namespaces are not to be had: they need root."
     assert console.export_text().strip() == said
+
+
+@pytest.mark.net
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netns.os, "geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", "")
+    assert why_not() == "the command ip is not installed (package iproute2)"
