@@ -15,6 +15,7 @@ class Agent:
     """Listens on ``path``."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.settimeout(ANSWER_SECONDS)
         self._listener.bind(str(path))

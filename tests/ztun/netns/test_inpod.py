@@ -364,6 +364,29 @@ async def test_a_pod_that_the_mesh_knows_under_another_account_is_refused(scene:
 
 
 @pytest.mark.asyncio
+async def test_a_pod_that_leaves_the_documents_is_cut_off_until_it_is_back(
+    scene: Scene, wires: Wires
+) -> None:
+    """Nobody could say any more which policies apply to it."""
+    application = await listen(wires, scene.neighbour.namespace, port=9700)
+    bystander = await dial(wires, scene.client.namespace, scene.neighbour.ip, 9700)
+    beside = await application.accept()
+    there = await listen(wires, scene.server.namespace, port=9700)
+    standing = await dial(wires, scene.client.namespace, scene.server.ip, 9700)
+    await exchange(standing, await there.accept())
+    member = scene.world.members.pop("server")
+    try:
+        scene.world.configure()
+        assert await standing.ending() == "reset"
+    finally:
+        scene.world.members["server"] = member
+        scene.world.configure()
+    again = await dial(wires, scene.server.namespace, scene.neighbour.ip, 9700)
+    await exchange(again, await application.accept())
+    await exchange(bystander, beside)
+
+
+@pytest.mark.asyncio
 async def test_nobody_is_reached_in_plain_while_the_destination_is_in_the_mesh(
     scene: Scene, wires: Wires
 ) -> None:

@@ -221,6 +221,27 @@ async def test_a_second_proxy_takes_over_and_no_new_connection_fails(world: Inpo
     assert [load.failures for load in loads] == [[]] * len(loads)
 
 
+@pytest.mark.asyncio
+async def test_pods_that_come_during_a_takeover_belong_to_the_new_proxy(
+    world: InpodWorld, wires: Wires
+) -> None:
+    client = world.pod("client", "near")
+    near = world.nodes["near"]
+    first, second = near.proxy, near.another()
+    await asyncio.to_thread(second.wait_ready)
+    server = await asyncio.to_thread(world.pod, "server", "near")
+    assert near.served("server") == 1
+    assert not any(line.get("workload") == "default/server" for line in lines(first))
+    application = await listen(wires, server.namespace)
+    wire = await dial(wires, client.namespace, server.ip)
+    there = await application.accept()
+    first.signal(signal.SIGTERM)
+    await wait_for(first, "draining", lambda: _says(first, "draining"))
+    await exchange(wire, there)
+    await asyncio.to_thread(near.withdraw, "server")
+    assert await wire.ending() in ("reset", "eof")
+
+
 def _says(process: NodeProcess, message: str) -> bool:
     return any(line.get("message") == message for line in lines(process))
 

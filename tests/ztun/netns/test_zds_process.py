@@ -38,20 +38,37 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
     agent.close()
 
 
-@pytest.fixture
-def proxy(network: PodNetwork, agent: Agent, tmp_path: Path) -> Iterator[NodeProcess]:
-    """Connected to the agent, and not told anything yet."""
-    proxy = NodeProcess(
+def make_proxy(directory: Path, agent: Agent, **environment: str) -> NodeProcess:
+    """A proxy that is not started."""
+    directory.mkdir(exist_ok=True)
+    return NodeProcess(
         "node",
-        config=write_mesh(tmp_path / "mesh", []),
-        authority=ThrowAwayAuthority(tmp_path).directory,
-        directory=tmp_path,
-        environment={"INPOD_ENABLED": "true", "INPOD_UDS": str(tmp_path / "zds"), "LOG_FORMAT": "json"},
+        config=write_mesh(directory / "mesh", []),
+        authority=ThrowAwayAuthority(directory).directory,
+        directory=directory,
+        environment={
+            "INPOD_ENABLED": "true",
+            "INPOD_UDS": str(agent.path),
+            "LOG_FORMAT": "json",
+            **environment,
+        },
     )
+
+
+@contextlib.contextmanager
+def connected(proxy: NodeProcess, agent: Agent) -> Iterator[NodeProcess]:
+    """Start a proxy; the agent knows it then, and has not told it anything."""
     with contextlib.ExitStack() as stack:
         proxy.spawn()
         stack.push(proxy)
         agent.accept()
+        yield proxy
+
+
+@pytest.fixture
+def proxy(network: PodNetwork, agent: Agent, tmp_path: Path) -> Iterator[NodeProcess]:
+    """Connected to the agent."""
+    with connected(make_proxy(tmp_path, agent), agent) as proxy:
         yield proxy
 
 
@@ -77,6 +94,24 @@ def test_a_pod_whose_port_is_taken_is_served_once_it_is_free(
     assert managed(proxy) == [1, 0, 1, 0]
     assert agent.ask(DelWorkload("uid-pod")) == ""
     proxy.wait_until(lambda: managed(proxy) == [0, 0, 1, 1], "counting it as stopped")
+
+
+@pytest.mark.parametrize("reuse", ["true", "false"])
+def test_two_proxies_share_the_ports_of_a_pod_only_with_port_reuse(
+    network: PodNetwork, agent: Agent, tmp_path: Path, reuse: str
+) -> None:
+    """Without it the second one waits for the end of the first."""
+    pod, other_agent = network.lonely_pod("both"), Agent(tmp_path / "other-zds")
+    first = make_proxy(tmp_path / "first", agent, INPOD_PORT_REUSE=reuse)
+    second = make_proxy(tmp_path / "second", other_agent, INPOD_PORT_REUSE=reuse)
+    with contextlib.closing(other_agent), connected(first, agent), connected(second, other_agent):
+        assert agent.ask(POD, pod.path) == ""
+        assert agent.ask(SnapshotSent()) == ""
+        answer = other_agent.ask(POD, pod.path)
+        assert other_agent.ask(SnapshotSent()) == ""
+        assert ("cannot listen on" in answer) == (reuse == "false")
+        first.stop()
+        second.wait_ready()
 
 
 def test_one_namespace_is_one_pod(network: PodNetwork, agent: Agent, proxy: NodeProcess) -> None:
