@@ -37,6 +37,7 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "lab_network": "end other labs; every network they take from is in use",
         "lab_no_answer": "see the logs in the directory of the lab",
         "lab_no_port": "every port that was tried is taken; end other labs",
+        "lab_process_ended": "see its log in the directory of the lab",
         "lab_timeout": "the machine may be busy; see the logs in the directory of the lab",
         "namespace_taken": "two pods cannot share a namespace; withdraw the other one first",
         "namespace_unreadable": "see 'ip netns list'; the agent needs to be root",
