@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import pydantic
 
 from ztun.mesh.document import Document, FieldPath, Location, Problem, Severity, format_path
-from ztun.resources.yaml_text import MAX_TEXT_BYTES, TextError, locate, parse_chunk, split_chunks
+from ztun.resources.chunks import split_chunks
+from ztun.resources.yaml_text import MAX_TEXT_BYTES, TextError, locate, parse_chunk
 
 __all__ = [
     "Document",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from ztun.resources import yaml_text
+from ztun.resources import chunks, yaml_text
 from ztun.resources.documents import Document, parse_documents, read_documents, validate
 from ztun.resources.schema import refuse
-from ztun.resources.yaml_text import LONG_LIST, MAX_DEPTH, TextError, parse_chunk, split_chunks
+from ztun.resources.yaml_text import LONG_LIST, MAX_DEPTH, TextError, parse_chunk
 
 pytestmark = pytest.mark.unit
 
@@ -274,14 +275,20 @@ plain = st.recursive(
 @given(st.dictionaries(st.text(max_size=8), plain, min_size=1, max_size=4))
 def test_json_and_yaml_of_the_same_data_are_the_same(data: dict[str, object]) -> None:
     assert parse_chunk(json.dumps(data)) == data
-    (chunk,) = split_chunks(yaml.safe_dump(data, sort_keys=False))
+    (chunk,) = chunks.split_chunks(yaml.safe_dump(data, sort_keys=False))
     assert parse_chunk(chunk.text) == data
 
 
 @given(st.text("# \t\n\r\x0b\x0c\x1c\x85\u2028a-", max_size=12))
 def test_content_is_a_line_that_is_neither_empty_nor_a_comment(text: str) -> None:
     lines = [line.strip() for line in text.splitlines()]
-    assert yaml_text._has_content(text) is any(line and not line.startswith("#") for line in lines)
+    assert chunks._has_content(text) is any(line and not line.startswith("#") for line in lines)
+
+
+@given(st.text("-.a \n", max_size=30))
+def test_every_marker_begins_a_line_and_stands_alone(text: str) -> None:
+    pattern = re.compile(r"^(?:---|\.\.\.)(?=[ \t\r\n]|\Z)", re.MULTILINE)
+    assert [one.span() for one in chunks._markers(text)] == [one.span() for one in pattern.finditer(text)]
 
 
 @given(st.text("ab\n", max_size=40), st.integers(1, 8))
