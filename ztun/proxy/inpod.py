@@ -72,6 +72,7 @@ class InpodPods:
         self._pods: dict[str, ServedPod] = {}
         self._leaving: set[ServedPod] = set()
         self._own: ServedPod | None = None
+        self._stopping = False
         self._client = ZdsClient(settings.uds, self, rng=plane.rng, changed=self._changed)
         self._metrics = PodMetrics(plane.metrics)
         self._log = get_logger("inpod")
@@ -96,26 +97,27 @@ class InpodPods:
 
     def inbounds(self) -> Iterator[Inbound]:
         """Those who accept tunnels."""
-        for pod in (*self._pods.values(), *self._leaving):
+        for pod in (*self._everybody(), *self._leaving):
             yield pod.inbound
 
     def served(self) -> list[ServedWorkload]:
         """For the admin dump; safe on another thread."""
-        pods = [ServedWorkload(pod.known or _unknown(pod.pod)) for pod in list(self._pods.values())]
+        pods = [ServedWorkload(pod.known or _unknown(pod.pod)) for pod in self._everybody()]
         return pods + [ServedWorkload(_unknown(pod), up=False) for pod in self._client.pending]
 
     def reconcile(self, snapshot: Snapshot) -> None:
         """Compare with a snapshot: who is no longer known as who it was is cut off, until it is known again."""
-        for pod in self._pods.values():
+        for pod in self._everybody():
             before, pod.known = pod.known, self._find(pod)
-            if before is not None and (pod.known is None or pod.known.identity != before.identity):
-                self._cut(pod, RelayError("workload_gone", "the workload is no longer in the mesh as it was"))
+            if before is not None and pod.known is None:
+                self._cut(pod, "the workload is no longer in the mesh as it was")
         self._keep_certificates()
 
     async def stop_accepting(self) -> None:
         """Close every listener and take no more pods; open connections go on."""
+        self._stopping = True
         self._client.close()
-        await finish_all(listener for pod in self._pods.values() for listener in pod.listeners)
+        await finish_all(listener for pod in self._everybody() for listener in pod.listeners)
 
     # -- what the agent asks ---------------------------------------------------------------------------------
 
@@ -125,28 +127,27 @@ class InpodPods:
             if other.site.namespace is not None and other.site.namespace.key == namespace.key:
                 raise ZdsError("namespace_taken", f"its network namespace is that of {other}")
         site = self._plane.open_site(namespace)
-        listeners: list[Listener] = []
+        served: ServedPod | None = None
         try:
             served = self._make(pod, site, self._plane.settings.trust_domain)
-            listeners = served.listeners
             await self._listen(served)
+            if self._stopping:
+                raise ZdsError("zds_draining", "the proxy shuts down and takes no more pods")
         except (ZtunError, OSError) as error:
-            for listener in listeners:
-                listener.close()
+            if served is not None:
+                self._close(served, "the pod could not be served")
             await self._plane.close_site(site)
             if isinstance(error, OSError):
                 raise ConfigError("namespace_unusable", f"cannot work in its namespace: {error}") from error
             raise
+        self._pods[pod.uid] = served
         self._admit(served)
         self._metrics.started.inc()
 
     async def stop(self, uid: str) -> None:
         """Stop serving a pod at once. Its namespace is closed when the last socket in it is."""
         pod = self._pods.pop(uid)
-        for listener in pod.listeners:
-            listener.close()
-        gone = RelayError("workload_gone", "the pod was removed from this node")
-        self._cut(pod, gone)
+        self._close(pod, "the pod was removed from this node")
         await self._plane.close_site(pod.site)
         self._leaving.add(pod)
         self._plane.home.spawn(self._leave(pod))
@@ -191,10 +192,10 @@ class InpodPods:
 
     async def _open_own(self, itself: ProxyPod) -> None:
         """Tunnels to the proxy's own pod, e.g. for its metrics; nothing is redirected there."""
-        pod = AddWorkload("itself", itself.name, itself.namespace, itself.service_account)
+        pod = AddWorkload("", itself.name, itself.namespace, itself.service_account)
         site = self._plane.open_site(None)
         site.keep_source = False
-        served = self._own = self._make(pod, site, itself.trust_domain)
+        self._own = served = self._make(pod, site, itself.trust_domain)
         how = Listening(None, BACKLOG, self._settings.port_reuse)
         served.listeners.append(await self._listen_hbone(served, how))
         self._admit(served)
@@ -210,7 +211,6 @@ class InpodPods:
         return served
 
     def _admit(self, served: ServedPod) -> None:
-        self._pods[served.pod.uid] = served
         served.known = self._find(served)
         self._keep_certificates()
         self._log.info("pod served", workload=str(served), uid=served.pod.uid)
@@ -222,11 +222,22 @@ class InpodPods:
 
     def _keep_certificates(self) -> None:
         store = self._plane.store
-        store.retain({pod.identity for pod in self._pods.values()})
-        store.prefetch({pod.identity for pod in self._pods.values() if pod.known is not None})
+        store.retain({pod.identity for pod in self._everybody()})
+        store.prefetch({pod.identity for pod in self._everybody() if pod.known is not None})
 
-    def _cut(self, pod: ServedPod, why: RelayError) -> None:
+    def _everybody(self) -> list[ServedPod]:
+        """The agent's pods and the proxy's own."""
+        return [*list(self._pods.values()), *([self._own] if self._own is not None else ())]
+
+    def _close(self, pod: ServedPod, reason: str) -> None:
+        """Close a pod's listeners, and what came through them."""
+        for listener in pod.listeners:
+            listener.close()
+        self._cut(pod, reason)
+
+    def _cut(self, pod: ServedPod, reason: str) -> None:
         """End everything that goes through a pod's namespace."""
+        why = RelayError("workload_gone", reason)
         # the connections first: a tunnel that is cut takes them along, and they would not know why
         self._plane.connections.cut_where(lambda one: one.site is pod.site, why)
         pod.inbound.close(why)
@@ -247,8 +258,7 @@ class InpodPods:
                 pod.site.namespace.close()
 
     def _changed(self) -> None:
-        pods = sum(pod is not self._own for pod in self._pods.values())
-        self._metrics.active.set(pods)
+        self._metrics.active.set(len(self._pods))
         self._metrics.pending.set(len(self._client.pending))
         if self._client.ready:
             self._plane.readiness.finish(READINESS)
