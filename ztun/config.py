@@ -26,13 +26,13 @@ from ztun.net.dial import SocketOptions
 from ztun.net.pool import PoolLimits
 from ztun.net.tunnel import TunnelTimeouts
 from ztun.telemetry.levels import parse_directives
+from ztun.zds.settings import INPOD_MARK, InpodSettings, ProxyPod
 
 T = TypeVar("T")
 
 OUTBOUND_PORT = 15001
 INBOUND_PLAINTEXT_PORT = 15006
 SOCKS5_PORT = 15080
-INPOD_MARK = 1337  # 0x539, by which the redirect rules know the proxy's own packets
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -47,26 +47,6 @@ class Forward:
     port: int
     namespace: str
     workload: str
-
-
-@dataclass(frozen=True, slots=True)
-class InpodSettings:
-    """In-pod mode: the pods come from a node agent, and are served inside their network namespaces."""
-
-    uds: Path = Path("/var/run/ztunnel/ztunnel.sock")
-    port_reuse: bool = True
-    """Whether an old and a new proxy may listen side by side."""
-    itself: ProxyPod | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyPod:
-    """The pod that this proxy itself is; it is served in the proxy's own namespace."""
-
-    name: str
-    namespace: str
-    service_account: str
-    trust_domain: str = DEFAULT_TRUST_DOMAIN
 
 
 @dataclass(frozen=True, slots=True)

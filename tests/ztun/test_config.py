@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from certs.authority import LEAF_LIFETIME
-from ztun.config import InpodSettings, ProxyPod, ProxySettings, settings_from
+from ztun.config import ProxySettings, settings_from
 from ztun.dns.settings import DnsSettings
 from ztun.errors import ConfigError
+from ztun.zds.settings import InpodSettings, ProxyPod
 
 pytestmark = pytest.mark.unit
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from certs.spiffe import SpiffeError, SpiffeId
-from ztun.config import SOCKS5_PORT, InpodSettings, ProxyPod
+from ztun.config import SOCKS5_PORT
 from ztun.errors import ConfigError, RelayError, ZdsError, ZtunError
 from ztun.mesh.model import Workload
 from ztun.net.listeners import Listener, Listening, finish_all, listen
@@ -30,6 +30,7 @@ from ztun.telemetry.logging import get_logger
 from ztun.zds.client import ZdsClient
 from ztun.zds.messages import AddWorkload
 from ztun.zds.metrics import PodMetrics
+from ztun.zds.settings import InpodSettings, ProxyPod
 
 if TYPE_CHECKING:
     from ztun.mesh.snapshot import Snapshot
@@ -227,7 +228,7 @@ class InpodPods:
 
     def _everybody(self) -> list[ServedPod]:
         """The agent's pods and the proxy's own."""
-        return [*list(self._pods.values()), *([self._own] if self._own is not None else ())]
+        return [*self._pods.values(), *([self._own] if self._own is not None else ())]
 
     def _close(self, pod: ServedPod, reason: str) -> None:
         """Close a pod's listeners, and what came through them."""
