@@ -12,7 +12,7 @@ import docker
 import pytest
 
 from tests.e2e.cluster import Cluster, remove_left_overs
-from tests.e2e.image import build_image, why_not
+from tests.e2e.image import NoBaseImage, build_image, why_not
 
 LOG_LINES = 60  # of each container, shown when a test has failed
 
@@ -25,6 +25,8 @@ def image() -> str:
     client = docker.from_env(timeout=600)
     try:
         return build_image(client)
+    except NoBaseImage as error:
+        pytest.skip(str(error))
     finally:
         client.close()
 
