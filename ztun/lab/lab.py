@@ -214,12 +214,8 @@ class Lab:
             self._watchers.create_task(one.program.watch())
 
     async def again(self, name: str) -> None:
-        """Start a program that was stopped or killed, as it was."""
+        """Start a program that was killed, as it was."""
         await self.start(self._running[name])
-
-    async def stop(self, name: str) -> None:
-        """Ask a program to end, and wait until it has."""
-        await self._running[name].program.stop()
 
     async def kill(self, name: str) -> None:
         """End a program with SIGKILL."""

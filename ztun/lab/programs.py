@@ -119,8 +119,8 @@ class Programs:
         }
         return Started(program, partial(_enrolled, sockets.control, wanted), "done with enrolling its pods")
 
-    def node_proxy(self, node: NodePlan, name: str = "") -> Started:
-        """The node proxy; by another name than the node's it is one more, beside the first."""
+    def node_proxy(self, node: NodePlan) -> Started:
+        """The node proxy."""
         command = [sys.executable, "-m", "ztun", "proxy", "--node", node.name]
         environment = {}
         if self.fabric.runtime is None:
@@ -133,7 +133,7 @@ class Programs:
             environment["INPOD_UDS"] = str(agent_sockets(self.fabric.runtime, node.name).uds)
             environment["ENABLE_ORIG_SRC"] = "true"
         placed = partial(self.fabric.on_node, node.name)
-        return self._proxy(name or node.name, node.name, command, placed, environment)
+        return self._proxy(node.name, node.name, command, placed, environment)
 
     def companion(self, one: Companion) -> Started:
         """The proxy of one pod."""
