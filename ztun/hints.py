@@ -86,7 +86,15 @@ HINTS: Mapping[str, str] = MappingProxyType(
 )
 
 SELF_EXPLANATORY = frozenset(
-    {"closed_early", "destination_gone", "route_no_listener", "shutdown", "socks5_closed", "workload_gone"}
+    {
+        "closed_early",
+        "destination_gone",
+        "route_no_listener",
+        "shutdown",
+        "socks5_closed",
+        "workload_gone",
+        "zds_draining",
+    }
 )
 """Codes of what happens in the normal course of things: there is nothing to do."""
 
