@@ -114,7 +114,7 @@ PROXY = ("proxy", "--config", "mesh", "--node", "node-a", "--ca", "ca")
         ([*PROXY, "--forward", "19000"], "expected [IP:]PORT=HOST:PORT@NAMESPACE/WORKLOAD"),
         ([*PROXY, "--mode", "sidecar"], "--mode sidecar needs --workload"),
         ([*PROXY, "--mode", "both"], "'both' is not one of"),
-        (["demo", "--fabric", "netns"], "the netns fabric is not available"),
+        (["demo", "--fabric", "cloud"], "'cloud' is not one of"),
     ],
 )
 def test_a_command_line_that_cannot_be_used_ends_with_2(arguments: list[str], message: str) -> None:
