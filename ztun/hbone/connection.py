@@ -158,6 +158,7 @@ class TunnelConnection:
         self._late_frames = 0
         self._settings_acknowledged = False
         self._slots = 0
+        self._reads = 0
         self._next_stream = 1
         self._highest_peer_stream = 0
         self._accept_until = MAX_STREAM_ID
@@ -219,6 +220,7 @@ class TunnelConnection:
         if self.closed:
             return
         self._now = self._received_at = now
+        self._reads += 1
         try:
             self._reader.feed(data)
         except ProtocolViolation as violation:
@@ -363,6 +365,7 @@ class TunnelConnection:
             return
         self._slots += 1
         stream = self._add(stream_id, NOBODY)
+        stream.asked_in = self._reads
         if end_stream:
             stream.remote_ended = stream.early_end = True
         self.owner.request_received(stream, headers)
@@ -518,7 +521,8 @@ class TunnelConnection:
             return
         code = _U32.unpack_from(frame, HEADER_BYTES)[0]
         self._lose(stream, code, f"the peer reset the stream ({error_name(code)})")
-        if not self.client and not stream.answered:
+        # an answer may be given at once; who did not even wait for it has reset the stream before it (CVE-2023-44487)
+        if not self.client and (not stream.answered or stream.asked_in == self._reads):
             self.count(Abuse.RAPID_RESET)
 
     def _check_not_idle(self, stream_id: int) -> None:

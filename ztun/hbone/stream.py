@@ -66,6 +66,7 @@ class TunnelStream:
 
     __slots__ = (
         "answered",
+        "asked_in",
         "backlog",
         "backlog_bytes",
         "bytes_received",
@@ -105,6 +106,7 @@ class TunnelStream:
         self.early: deque[bytes] = deque()
         self.early_end = False
         self.answered = False
+        self.asked_in = 0
         self.end_offered = False
         self.local_ended = False
         self.remote_ended = False
@@ -131,6 +133,24 @@ class TunnelStream:
             sink.offer_end()
 
     # -- receiving: the stream as a source -------------------------------------------------------------------
+
+    def takes_payload(self, size: int) -> bool:
+        """Charge both windows for a frame of payload that may simply be passed on; False, and no charge, if it may not.
+
+        A frame that is refused here is either wrong or too early; the reader finds out which.
+        """
+        connection = self.connection
+        if (
+            self.sink is None
+            or self.remote_ended
+            or size > self.recv_window
+            or size > connection.recv_window
+            or size > connection.settings.max_frame_size
+        ):
+            return False
+        self.recv_window -= size
+        connection.recv_window -= size
+        return True
 
     def payload_received(self, data: memoryview) -> None:
         """Pass payload on; its credit follows its delivery."""
@@ -175,7 +195,13 @@ class TunnelStream:
         connection = self.connection
         if self.backlog or connection.congested or self.closed:
             return 0
-        return max(0, min(self.send_window, connection.send_window))
+        window, shared = (
+            self.send_window,
+            connection.send_window,
+        )  # min() and max() cost more than all the rest
+        if shared < window:
+            window = shared
+        return window if window > 0 else 0
 
     def offer_in_place(self, frame: memoryview) -> bool:
         """Like :meth:`offer` for a payload that starts at ``HEADROOM_BYTES``; the bytes before it are overwritten."""
