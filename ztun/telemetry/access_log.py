@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from certs.spiffe import SpiffeId
@@ -29,10 +30,10 @@ _MAX_WHO = 4096  # pairs of workload and identity whose text is kept; about 0.3 
 class ConnectionReport:
     """What is known about one connection; empty strings and None are left out of the line.
 
-    ``destination_addr`` is where the bytes really go: the next hop on the outbound side, the pod's HBONE
-    address on the inbound side. ``hbone_addr`` is the CONNECT authority. ``bytes_sent`` and ``bytes_recv``
-    are seen from the local pod: on the outbound side sent is client to server, on the inbound side server to
-    client. Not to be changed once it was handed to the log.
+    ``source_addr`` is ``ip:port`` of an accepted socket. ``destination_addr`` is where the bytes really go: the next
+    hop on the outbound side, the pod's HBONE address on the inbound side. ``hbone_addr`` is the CONNECT authority.
+    ``bytes_sent`` and ``bytes_recv`` are seen from the local pod: on the outbound side sent is client to server, on
+    the inbound side server to client. Not to be changed once it was handed to the log.
     """
 
     source_addr: str
@@ -124,6 +125,11 @@ def _error(report: ConnectionReport, style: LogFormat) -> Iterator[tuple[str, ob
         yield "error", str(report.error)
 
 
+@lru_cache(maxsize=4096)  # destinations come again; the source of a connection is new each time
+def _bare(address: str) -> str:
+    return text_value(Bare(address))
+
+
 class AccessLog:
     """Writes the records, as the level of the scope ``access`` allows.
 
@@ -174,12 +180,12 @@ class AccessLog:
         """What ``complete_fields`` gives in the text form, put together from parts that are kept."""
         source = self._who_text("src", report.source, report.source_identity)
         destination = self._who_text("dst", report.destination, report.destination_identity)
-        address = text_value(Bare(report.destination_addr))
-        tunnel = f" dst.hbone_addr={text_value(Bare(report.hbone_addr))}" if report.hbone_addr else ""
+        address = _bare(report.destination_addr)
+        tunnel = f" dst.hbone_addr={_bare(report.hbone_addr)}" if report.hbone_addr else ""
         service = f" dst.service={quote(report.service)}" if report.service else ""
         return (
             f"{timestamp(self._clock())}\tinfo\taccess\tconnection complete\t"
-            f"src.addr={text_value(Bare(report.source_addr))}{source} dst.addr={address}{tunnel}{service}"
+            f"src.addr={report.source_addr}{source} dst.addr={address}{tunnel}{service}"
             f'{destination} direction="{report.direction}" bytes_sent={report.bytes_sent}'
             f' bytes_recv={report.bytes_recv} duration="{int(report.duration_seconds * 1000)}ms"'
         )
