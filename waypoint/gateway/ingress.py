@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,8 @@ from ztun.routing import Connection
 from ztun.traffic.cluster import Asker
 
 if TYPE_CHECKING:
+    import socket
+
     from certs.spiffe import SpiffeId
     from waypoint.gateway.places import Address, Place
     from waypoint.gateway.view import View
@@ -66,24 +67,21 @@ class Ingress(Outbound):
     def accept(self, address: Address) -> Accept:
         """What takes the connections of one listening socket."""
 
-        def accept(transport: asyncio.Transport, local: Address, source: Address) -> asyncio.BaseProtocol:
+        def accept(sock: socket.SocketType, local: Address, source: Address) -> None:
             plane, view = self._plane, self.view
-            client = AppSocket(plane.buffers)
+            client = AppSocket(plane.poller, sock)
             place = view.places.get(address) if view is not None else None
             if view is None or place is None:
-                plane.home.spawn(self._turn_away(client, local, source))
-                return client
+                gone = RouteError(
+                    "route_no_listener", "the listener was removed by a change of configuration"
+                )
+                self._refused(client, local, source, gone)
+                return
             arrival = Arrival(view, place, source, local, plane.loop.time())
             serve = self._serve_tls if place.kind is ListenerKind.TLS else self._serve_tcp
             plane.home.spawn(serve(client, arrival))
-            return client
 
         return accept
-
-    async def _turn_away(self, client: AppSocket, local: Address, source: Address) -> None:
-        """The listener was closed while the connection was waiting to be accepted."""
-        gone = RouteError("route_no_listener", "the listener was removed by a change of configuration")
-        self._refused(client, local, source, gone)
 
     async def _serve_tcp(self, client: AppSocket, arrival: Arrival) -> None:
         try:
@@ -166,7 +164,7 @@ class Ingress(Outbound):
         """The client's end without its TLS, and its identity in the mesh. Raises :class:`ZtunError`."""
         plane = self._plane
         session = await terminator.session()
-        inner = TlsSocket.over(client, plane.loop, plane.buffers, session)
+        inner = TlsSocket.over(client, plane.poller, session)
         try:
             await inner.handshake(plane.settings.tunnel_timeouts.tls_handshake)
         except TunnelTlsError as error:

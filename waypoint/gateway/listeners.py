@@ -39,7 +39,7 @@ class Listeners:
         """How many could not be opened."""
         return len(self._failed)
 
-    async def fit(self, places: Mapping[Address, Place]) -> None:
+    def fit(self, places: Mapping[Address, Place]) -> None:
         """Open what is missing and close what is no longer wanted. A failure is logged once."""
         for address in [one for one in self._open if one not in places]:
             self._open.pop(address).close()
@@ -47,12 +47,12 @@ class Listeners:
         self._failed = {address: why for address, why in self._failed.items() if address in places}
         for address, place in places.items():
             if address not in self._open:
-                await self._try(address, place)
+                self._try(address, place)
 
-    async def _try(self, address: Address, place: Place) -> None:
+    def _try(self, address: Address, place: Place) -> None:
         options = self._plane.settings.sockets
         try:
-            server = await listen(*address, self._accept(address), options, purpose=place.label)
+            server = listen(self._plane.poller, *address, self._accept(address), options, purpose=place.label)
         except ConfigError as error:
             why = str(error)
             if self._failed.get(address) != why:
@@ -65,5 +65,5 @@ class Listeners:
 
     async def close(self) -> None:
         """Close all of them; open connections go on."""
-        await finish_all(self._open.values())
+        finish_all(self._open.values())
         self._open.clear()

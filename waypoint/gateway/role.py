@@ -113,7 +113,7 @@ class GatewayRole:
             self._plane.store.retain({workload.identity})
             self._plane.store.prefetch({workload.identity})
             self._ingress.view = View(workload, hop, plan.places, terminators)
-            await self._listeners.fit(plan.places)
+            self._listeners.fit(plan.places)
             self._listening.set(self._listeners.open, "open")
             self._listening.set(self._listeners.failed, "failed")
             self._laid_out.set(snapshot.generation)

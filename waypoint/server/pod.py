@@ -48,7 +48,7 @@ class OwnPod:
         self._workload = workload
         if workload is not None:
             if not self._servers:
-                await self._listen(workload)
+                self._listen(workload)
             self._plane.store.retain({workload.identity})
             self._plane.store.prefetch({workload.identity})
         self._retry_at = self._plane.loop.time() + RETRY_SECONDS
@@ -59,11 +59,11 @@ class OwnPod:
 
     async def stop_accepting(self) -> None:
         """Close the listeners; open connections go on."""
-        await finish_all(self._servers)
+        finish_all(self._servers)
 
     # -- inside ----------------------------------------------------------------------------------------------
 
-    async def _listen(self, workload: Workload) -> None:
+    def _listen(self, workload: Workload) -> None:
         name = f"{workload.namespace}/{workload.name}"
         opened: list[Listener] = []
         tunnel = workload.application_tunnel
@@ -75,7 +75,7 @@ class OwnPod:
                     hint="use ambient.istio.io/waypoint-inbound-binding: PROXY/<port>, or remove it",
                 )
             for ip in workload.addresses:
-                server = await self._listen_on(workload, ip)
+                server = self._listen_on(workload, ip)
                 opened.append(server)
         except ConfigError as error:
             for server in opened:
@@ -85,20 +85,22 @@ class OwnPod:
         self._servers = opened
         self._log.info("waypoint listens", workload=name)
 
-    async def _listen_on(self, workload: Workload, ip: str) -> Listener:
+    def _listen_on(self, workload: Workload, ip: str) -> Listener:
         plane, uid, tunnel = self._plane, workload.uid, workload.application_tunnel
         if tunnel is not None:
-            return await listen(
+            return listen(
+                self._plane.poller,
                 ip,
                 tunnel.port,
-                lambda transport, local, peer: self._sandwich.accept(transport, uid, local, peer),
+                lambda sock, local, peer: self._sandwich.accept(sock, uid, local, peer),
                 plane.settings.sockets,
                 purpose="PROXY protocol from the node proxy",
             )
-        return await listen(
+        return listen(
+            self._plane.poller,
             ip,
             plane.settings.hbone_port,
-            lambda _transport, local, peer: self._requests.accept(uid, local, peer),
+            lambda sock, local, peer: self._requests.accept(uid, sock, local, peer),
             plane.settings.sockets,
             purpose="HBONE to the waypoint",
         )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from waypoint.server.forwarding import Arrival, Forwarding
-from ztun.proxy.tunnels import TunnelServer
+from ztun.proxy.tunnels import Approach, TunnelServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
+    from waypoint.server.forwarding import Admitted
     from ztun.hbone.connect import ConnectRequest
     from ztun.hbone.stream import TunnelStream
     from ztun.mesh.model import Workload
@@ -28,7 +27,7 @@ class WaypointRequests(TunnelServer):
 
     def _admit(
         self, tunnel: InboundTunnel, local: Workload, request: ConnectRequest, started: float
-    ) -> tuple[LiveConnection, Callable[[], Coroutine[None, None, AppSocket | TunnelStream]]]:
+    ) -> tuple[LiveConnection, Approach]:
         assert tunnel.peer is not None
         admitted = self._forwarding.admit(
             Arrival(
@@ -41,4 +40,21 @@ class WaypointRequests(TunnelServer):
                 tunnel.peer,
             )
         )
-        return admitted.connection, lambda: self._forwarding.reach(admitted)
+        return admitted.connection, _Onward(self._forwarding, admitted)
+
+
+class _Onward:
+    """The way to what the engine chose, mostly a tunnel."""
+
+    __slots__ = ("_admitted", "_forwarding")
+
+    def __init__(self, forwarding: Forwarding, admitted: Admitted) -> None:
+        self._forwarding = forwarding
+        self._admitted = admitted
+
+    def at_once(self) -> None:
+        """The answer of the next hop is always waited for."""
+
+    async def wait(self) -> AppSocket | TunnelStream:
+        """Ask authorization and make the server end. Raises :class:`ZtunError`."""
+        return await self._forwarding.reach(self._admitted)

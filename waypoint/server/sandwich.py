@@ -15,10 +15,13 @@ from ztun.errors import CaptureError, RelayError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.model import join_host_port
 from ztun.net.app_socket import AppSocket
+from ztun.net.peek import early_bytes
 from ztun.net.proxy_protocol import ProxyHeader, ProxyHeaderError, parse_proxy_v2
 from ztun.net.relay import Relay
 
 if TYPE_CHECKING:
+    import socket
+
     from ztun.mesh.model import Workload
     from ztun.proxy.connections import LiveConnection
     from ztun.proxy.plane import Plane
@@ -37,18 +40,14 @@ class Sandwich:
         self._waiting = 0
 
     def accept(
-        self, transport: asyncio.Transport, uid: str, local: tuple[str, int], peer: tuple[str, int]
-    ) -> asyncio.BaseProtocol:
-        """Protocol for an accepted connection to the pod ``uid``."""
-        client = AppSocket(self._plane.buffers)
-        reader = _HeaderReader(self._plane.loop.create_future(), client, transport)
-        self._plane.home.spawn(self._serve(client, reader, uid, local, peer))
-        return reader
+        self, sock: socket.SocketType, uid: str, local: tuple[str, int], peer: tuple[str, int]
+    ) -> None:
+        """Take an accepted connection to the pod ``uid``."""
+        self._plane.home.spawn(self._serve(AppSocket(self._plane.poller, sock), uid, local, peer))
 
     async def _serve(
         self,
         client: AppSocket,
-        reader: _HeaderReader,
         uid: str,
         local: tuple[str, int],
         peer: tuple[str, int],
@@ -57,18 +56,18 @@ class Sandwich:
         connection: LiveConnection | None = None
         try:
             workload = self._trusted(uid, local, peer)
-            header = await self._header(reader)
+            header = await self._header(client)
             arrival = self._arrival(header, workload, local)
             admitted = self._forwarding.admit(arrival)
             connection = admitted.connection
             plane.connections.opened(connection)
             server = await self._forwarding.reach(admitted)
         except ZtunError as error:
-            self._end(client, reader, connection, (local, peer), error)
+            self._end(client, connection, (local, peer), error)
             return
         except asyncio.CancelledError:
             shutdown = RelayError("shutdown", "the proxy shuts down")
-            self._end(client, reader, connection, (local, peer), shutdown)
+            self._end(client, connection, (local, peer), shutdown)
             raise
         live = connection
         live.relay = Relay(client, server, lambda error: plane.connections.finished(live, error))
@@ -77,7 +76,6 @@ class Sandwich:
     def _end(
         self,
         client: AppSocket,
-        reader: _HeaderReader,
         connection: LiveConnection | None,
         addresses: tuple[tuple[str, int], tuple[str, int]],
         error: ZtunError,
@@ -89,7 +87,6 @@ class Sandwich:
         else:
             local, peer = addresses
             connections.refused("inbound", join_host_port(*peer), join_host_port(*local), error)
-        reader.give_up()
         client.abort(ErrorCode.CONNECT_ERROR)
 
     def _trusted(self, uid: str, local: tuple[str, int], peer: tuple[str, int]) -> Workload:
@@ -108,17 +105,27 @@ class Sandwich:
             )
         return workload
 
-    async def _header(self, reader: _HeaderReader) -> ProxyHeader:
+    async def _header(self, client: AppSocket) -> ProxyHeader:
+        """The header, taken off the connection; what followed it is left."""
         self._waiting += 1
         try:
             async with asyncio.timeout(HEADER_SECONDS):
-                return await reader.header
+                while (header := parse_proxy_v2(client.early)) is None:
+                    if client.read_ended or client.closed:
+                        raise CaptureError(
+                            "proxy_header_missing", "the connection ended before its PROXY protocol header"
+                        )
+                    await early_bytes(client)
         except TimeoutError:
             raise CaptureError(
                 "proxy_header_timeout", f"no PROXY protocol header within {HEADER_SECONDS:g} s"
             ) from None
+        except ProxyHeaderError as error:
+            raise CaptureError("proxy_header", str(error)) from error
         finally:
             self._waiting -= 1
+        client.unread(client.take_early()[header.size :])
+        return header
 
     def _arrival(self, header: ProxyHeader, workload: Workload, local: tuple[str, int]) -> Arrival:
         if header.source is None or header.destination is None:
@@ -130,47 +137,3 @@ class Sandwich:
         started = self._plane.loop.time()
         authority = join_host_port(*header.destination)
         return Arrival(workload, local, header.source, identity, authority, started)
-
-
-class _HeaderReader(asyncio.Protocol):
-    """Reads the header of a new connection, then hands the transport and what followed to the client's socket."""
-
-    def __init__(
-        self, header: asyncio.Future[ProxyHeader], client: AppSocket, transport: asyncio.Transport
-    ) -> None:
-        self.header = header
-        self._client = client
-        self._transport = transport
-        self._data = b""
-
-    def give_up(self) -> None:
-        """Close a connection whose header has not come."""
-        if not self.header.done():
-            self.header.cancel()
-            self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        """Collect the header."""
-        if self.header.done():
-            return
-        self._data += data
-        try:
-            header = parse_proxy_v2(self._data)
-        except ProxyHeaderError as error:
-            self._fail("proxy_header", str(error))
-            return
-        if header is not None:
-            self._transport.set_protocol(self._client)
-            self._client.connection_made(self._transport)
-            self._client.unread(self._data[header.size :])
-            self.header.set_result(header)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The peer left before its header was complete."""
-        self._fail("proxy_header_missing", "the connection ended before its PROXY protocol header")
-
-    def _fail(self, code: str, message: str) -> None:
-        if not self.header.done():
-            self.header.set_exception(CaptureError(code, message))
-            self.header.exception()
-        self._transport.abort()

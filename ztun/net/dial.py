@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ztun.errors import ConnectError, NetworkPolicySuspected
 from ztun.mesh.model import HBONE_PORT, join_host_port
-from ztun.net.namespaces import NetworkNamespace, make_socket
+from ztun.net.namespaces import NetworkNamespace, make_tcp_socket
 
 IP_TRANSPARENT = 19
 IP_FREEBIND = 15
@@ -38,7 +38,7 @@ class SocketOptions:
     keepalive_probes: int = 9
     user_timeout: bool = False
 
-    def apply(self, sock: socket.socket) -> None:
+    def apply(self, sock: socket.SocketType) -> None:
         """Set the options; raises ``OSError`` when the kernel refuses one (a mark needs NET_ADMIN).
 
         On a UDP socket that is the mark alone.
@@ -58,12 +58,86 @@ class SocketOptions:
                 sock.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, limit * 1000)
 
 
-@dataclass(frozen=True, slots=True)
-class Dialled:
-    """A connected socket, and whether it has the source address that was asked for."""
+class Dial:
+    """A connection that is being made to ``address`` (ip, port), from ``source_ip`` where the system allows that.
 
-    sock: socket.socket
-    source_kept: bool
+    ``namespace`` is where the socket is made, this process's own when there is none. ``connected`` says whether it is
+    made already, as it mostly is to an address on this machine; otherwise ``wait`` for it, or ``close`` it.
+
+    Raises :class:`ConnectError` with a code (``connect_refused``, ``connect_unreachable``, ``no_descriptors``,
+    ``connect_failed``).
+    """
+
+    __slots__ = ("_address", "connected", "sock", "source_kept")
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        options: SocketOptions,
+        source_ip: str | None = None,
+        namespace: NetworkNamespace | None = None,
+    ) -> None:
+        ip, _ = self._address = address
+        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        try:
+            self.sock = make_tcp_socket(family, namespace)
+        except OSError as error:
+            raise self._failure(error) from error
+        try:
+            options.apply(self.sock)
+            self.source_kept = (
+                source_ip is None or source_ip == ip or _bind_source(self.sock, family, source_ip)
+            )
+            self.connected = _connect_now(self.sock, address)
+        except OSError as error:
+            self.close()
+            raise self._failure(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give up."""
+        self.sock.close()
+
+    async def wait(self, timeout: float) -> None:
+        """Wait until it is connected, at most so many seconds.
+
+        Raises :class:`ConnectError` as the constructor does, ``connect_timeout``, and
+        :class:`NetworkPolicySuspected` when an HBONE port does not answer at all; it is closed then.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await _connected(self.sock)
+        except TimeoutError:
+            self.close()
+            raise self._late(timeout) from None
+        except OSError as error:
+            self.close()
+            raise self._failure(error) from error
+        except BaseException:
+            self.close()
+            raise
+        self.connected = True
+
+    def _late(self, timeout: float) -> ConnectError:
+        peer = join_host_port(*self._address)
+        if self._address[1] == HBONE_PORT:
+            return NetworkPolicySuspected(
+                "connect_timeout",
+                "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008",
+                hint="allow TCP 15008 between the nodes and to the pod",
+                peer=peer,
+            )
+        return ConnectError(
+            "connect_timeout",
+            f"connection timed out after {timeout:g} s",
+            hint="is the address routable?",
+            peer=peer,
+        )
+
+    def _failure(self, error: OSError) -> ConnectError:
+        return _connect_error(error, join_host_port(*self._address))
 
 
 async def connect(
@@ -73,52 +147,15 @@ async def connect(
     timeout: float,
     source_ip: str | None = None,
     namespace: NetworkNamespace | None = None,
-) -> Dialled:
-    """Connect to ``address`` (ip, port), from ``source_ip`` where the system allows that.
-
-    ``namespace`` is where the socket is made, this process's own when there is none.
-
-    Raises :class:`ConnectError` with a code (``connect_timeout``, ``connect_refused``, ``connect_unreachable``,
-    ``connect_failed``); :class:`NetworkPolicySuspected` when an HBONE port does not answer at all.
-    """
-    ip, port = address
-    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-    peer = join_host_port(ip, port)
-    try:
-        sock = make_socket(family, socket.SOCK_STREAM, namespace)
-    except OSError as error:
-        raise _connect_error(error, peer) from error
-    try:
-        options.apply(sock)
-        source_kept = source_ip is None or source_ip == ip or _bind_source(sock, family, source_ip)
-        if not _connect_now(sock, address):
-            async with asyncio.timeout(timeout):
-                await _connected(sock)
-    except TimeoutError:
-        sock.close()
-        if port == HBONE_PORT:
-            raise NetworkPolicySuspected(
-                "connect_timeout",
-                "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008",
-                hint="allow TCP 15008 between the nodes and to the pod",
-                peer=peer,
-            ) from None
-        raise ConnectError(
-            "connect_timeout",
-            f"connection timed out after {timeout:g} s",
-            hint="is the address routable?",
-            peer=peer,
-        ) from None
-    except OSError as error:
-        sock.close()
-        raise _connect_error(error, peer) from error
-    except BaseException:
-        sock.close()
-        raise
-    return Dialled(sock, source_kept)
+) -> Dial:
+    """Make a connection within ``timeout`` seconds; see :class:`Dial` for the rest and for what is raised."""
+    dial = Dial(address, options, source_ip, namespace)
+    if not dial.connected:
+        await dial.wait(timeout)
+    return dial
 
 
-def _connect_now(sock: socket.socket, address: tuple[str, int]) -> bool:
+def _connect_now(sock: socket.SocketType, address: tuple[str, int]) -> bool:
     """Start to connect; True when that is already done, as it is for an address on this machine.
 
     The kernel answers EINPROGRESS even then; asking for the peer's name saves two turns of the event loop.
@@ -135,7 +172,7 @@ def _connect_now(sock: socket.socket, address: tuple[str, int]) -> bool:
     return True
 
 
-async def _connected(sock: socket.socket) -> None:
+async def _connected(sock: socket.SocketType) -> None:
     """Wait until a connect that was started has ended; raises its ``OSError``."""
     loop = asyncio.get_running_loop()
     writable = loop.create_future()
@@ -154,7 +191,7 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-def make_transparent(sock: socket.socket) -> None:
+def make_transparent(sock: socket.SocketType) -> None:
     """Let a socket have an address of another host. Raises ``OSError`` without NET_ADMIN."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
@@ -162,7 +199,7 @@ def make_transparent(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
 
 
-def _bind_source(sock: socket.socket, family: int, source_ip: str) -> bool:
+def _bind_source(sock: socket.SocketType, family: int, source_ip: str) -> bool:
     """Bind to an address that may belong to another host; False when the system does not let us."""
     if (":" in source_ip) != (family == socket.AF_INET6):
         return False

@@ -11,6 +11,7 @@ from ztun.net.session import TunnelSession
 
 if TYPE_CHECKING:
     import asyncio
+    import socket
     from typing import Protocol
 
     from OpenSSL import SSL
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ztun.hbone.headers import Headers
     from ztun.hbone.settings import TunnelSettings
     from ztun.hbone.stream import TunnelStream
-    from ztun.net.buffers import LoopBuffers
+    from ztun.net.poller import Poller
     from ztun.net.tls import TlsTransport
 
     class InboundUser(Protocol):
@@ -44,9 +45,9 @@ class InboundTunnel(TunnelSession):
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
-        buffers: LoopBuffers,
+        poller: Poller,
         user: InboundUser,
+        sock: socket.SocketType,
         *,
         settings: TunnelSettings,
         limits: GuardLimits,
@@ -54,7 +55,8 @@ class InboundTunnel(TunnelSession):
         source: tuple[str, int],
         remote: str,
     ) -> None:
-        super().__init__(loop, buffers, settings=settings, limits=limits, remote=remote)
+        super().__init__(poller, settings=settings, limits=limits, remote=remote)
+        self.tls.connected(sock)
         self._user = user
         self.local = local
         self.source = source

@@ -1,54 +1,35 @@
-"""Listening sockets, and the moment of accepting: addresses first, then the protocol that fits them."""
+"""Listening sockets, and the moment of accepting."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from ztun.errors import ConfigError
 from ztun.mesh.model import canonical_ip, join_host_port
 from ztun.net.dial import make_transparent
 from ztun.net.namespaces import NetworkNamespace, make_socket
+from ztun.net.poller import READABLE
 
 if TYPE_CHECKING:
     from ztun.net.dial import SocketOptions
+    from ztun.net.poller import Poller
 
 BACKLOG = 1024  # bursts of connections; the kernel caps it at net.core.somaxconn
 
 _ANY_ADDRESS = ("0.0.0.0", "::")
 
-Accept = Callable[[asyncio.Transport, tuple[str, int], tuple[str, int]], asyncio.BaseProtocol]
-"""(transport, local address, peer address) -> the protocol of the connection."""
+ACCEPTS_PER_TURN = 64  # then those that are open have their turn
+SHORTAGE_SECONDS = (
+    1.0  # until the next attempt when there is no descriptor; clients wait in the kernel's queue
+)
 
-
-class Acceptor(asyncio.Protocol):
-    """Takes a new connection and hands it to the protocol that ``accept`` makes for its addresses."""
-
-    def __init__(self, accept: Accept, local: tuple[str, int] | None) -> None:
-        self._accept = accept
-        self._local = local
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Look at the addresses, then step aside."""
-        transport = cast("asyncio.Transport", transport)  # uvloop does not subclass it
-        # each of these makes a socket object in uvloop, so the local address is asked for only where it can vary
-        local = self._local or _address(transport.get_extra_info("sockname"))
-        peer = _address(transport.get_extra_info("peername"))
-        if local is None or peer is None:
-            transport.abort()  # gone before it was accepted
-            return
-        protocol = self._accept(transport, local, peer)
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-
-
-def _address(name: tuple[str, int] | None) -> tuple[str, int] | None:
-    return (canonical_ip(name[0]), name[1]) if name else None
+Accept = Callable[[socket.SocketType, tuple[str, int], tuple[str, int]], None]
+"""(connected socket, local address, peer address); the socket is the callee's from then on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +48,19 @@ ORDINARY = Listening()
 
 
 class Listener:
-    """A listening socket that is served by the loop."""
+    """A listening socket whose connections go to ``accept``."""
 
-    def __init__(self, server: asyncio.Server, sock: socket.socket, make: Callable[[], Acceptor]) -> None:
-        self._server = server
+    def __init__(
+        self, poller: Poller, sock: socket.socket, accept: Accept, local: tuple[str, int] | None
+    ) -> None:
+        """``local`` is the address of all connections, None where it can vary."""
+        self._poller = poller
         self._sock = sock
-        self._make = make
+        self._family = int(sock.family)  # as an enum it costs more than the system call
+        self._accept = accept
+        self._local = local
+        self._open = True
+        self._watch()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -82,24 +70,51 @@ class Listener:
 
     def close(self) -> None:
         """Stop at once; the kernel resets who is in the queue, or gives it to another process that listens."""
-        self._server.close()
+        if self._open:
+            self._open = False
+            self._poller.ignore(self._sock.fileno())
+            self._sock.close()
 
-    async def finish(self) -> None:
-        """Stop, but first take who is in the kernel's queue already: they were promised a connection."""
-        loop = self._server.get_loop()
-        taken: list[asyncio.Future[tuple[asyncio.Transport, Acceptor]]] = []
-        while self._server.is_serving():
-            try:
-                sock, _ = self._sock.accept()
-            except OSError:  # mostly because there is nobody left
-                break
-            sock.setblocking(False)
-            taken.append(asyncio.ensure_future(loop.connect_accepted_socket(self._make, sock)))
+    def finish(self) -> None:
+        """Accept who is in the kernel's queue already, then stop: they were promised a connection."""
+        while self._open and self._accept_one():
+            pass
         self.close()
-        await asyncio.gather(*taken, return_exceptions=True)
+
+    def _watch(self) -> None:
+        if self._open:
+            self._poller.watch(self._sock.fileno(), READABLE, self._ready)
+
+    def _ready(self, _events: int) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            if not self._open or not self._accept_one():
+                return
+
+    def _accept_one(self) -> bool:
+        """Whether there may be more."""
+        try:
+            # socket.accept() makes a socket.socket, which costs 3 us more than the C type
+            fd, name = self._sock._accept()  # type: ignore[attr-defined]
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self._poller.ignore(self._sock.fileno())
+                self._poller.loop.call_later(SHORTAGE_SECONDS, self._watch)
+                return False
+            return True  # a connection that was gone before it was accepted (accept(2))
+        sock = socket.SocketType(self._family, socket.SOCK_STREAM, 0, fd)
+        sock.setblocking(False)
+        local = self._local
+        if local is None:
+            bound = sock.getsockname()
+            local = canonical_ip(bound[0]), bound[1]
+        self._accept(sock, local, (canonical_ip(name[0]), name[1]))
+        return True
 
 
-async def listen(
+def listen(
+    poller: Poller,
     ip: str,
     port: int,
     accept: Accept,
@@ -119,12 +134,7 @@ async def listen(
         sock.close()
         raise cannot_listen(ip, port, purpose, error) from error
     local = None if ip in _ANY_ADDRESS else (canonical_ip(ip), int(sock.getsockname()[1]))
-    loop = asyncio.get_running_loop()
-
-    def make() -> Acceptor:
-        return Acceptor(accept, local)
-
-    return Listener(await loop.create_server(make, sock=sock, backlog=how.backlog), sock, make)
+    return Listener(poller, sock, accept, local)
 
 
 def bind(
@@ -168,9 +178,10 @@ def cannot_listen(ip: str, port: int, purpose: str, error: OSError) -> ConfigErr
     )
 
 
-async def finish_all(listeners: Iterable[Listener]) -> None:
-    """Finish several at once."""
-    await asyncio.gather(*(listener.finish() for listener in listeners))
+def finish_all(listeners: Iterable[Listener]) -> None:
+    """Finish several."""
+    for listener in listeners:
+        listener.finish()
 
 
 def _hint(error: OSError) -> str:

@@ -13,7 +13,7 @@ _SOCKADDR_IN = struct.Struct("!2xH4s8x")
 _SOCKADDR_IN6 = struct.Struct("!2xH4x16s4x")
 
 
-def original_destination(sock: socket.socket) -> tuple[str, int]:
+def original_destination(sock: socket.SocketType) -> tuple[str, int]:
     """The address (ip, port) the client dialled; the socket's own local address when nothing redirected it.
 
     An IPv4-mapped IPv6 address is given as IPv4.

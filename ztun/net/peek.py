@@ -17,7 +17,6 @@ async def peek_client_hello(client: AppSocket, limit: float) -> ClientHello | No
     Nor does one come when the client speaks something else or ends; that is known at its first wrong byte. All
     bytes stay in ``client`` and are forwarded unchanged.
     """
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(limit):
             while True:
@@ -26,11 +25,16 @@ async def peek_client_hello(client: AppSocket, limit: float) -> ClientHello | No
                     return hello
                 if client.read_ended or client.closed:
                     return None
-                arrived = loop.create_future()
-                client.read_early(lambda: _wake(arrived))  # noqa: B023  # called at most once, for this future
-                await arrived
+                await early_bytes(client)
     except (ClientHelloError, TimeoutError):
         return None
+
+
+async def early_bytes(client: AppSocket) -> None:
+    """Wait until there are more bytes in ``client.early`` than now, or the client has ended."""
+    arrived = asyncio.get_running_loop().create_future()
+    client.read_early(lambda: _wake(arrived))
+    await arrived
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

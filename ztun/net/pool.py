@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from certs.spiffe import SpiffeId
-    from ztun.hbone.headers import Headers
     from ztun.hbone.stream import TunnelStream
-    from ztun.net.tunnel import Tunnel
+    from ztun.net.tunnel import Answered, Tunnel
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +73,20 @@ class TunnelPool:
         self.hits = 0
         self.dials = 0
 
+    def request(
+        self, key: PoolKey, headers: Iterable[tuple[bytes, bytes]], timeout: float, done: Answered
+    ) -> bool:
+        """Open a CONNECT stream at once on a tunnel that has room (see ``Tunnel.request``); False if none has."""
+        tunnel = self._best(key)
+        if tunnel is None:
+            return False
+        self.hits += 1
+        tunnel.request(headers, timeout, done)
+        return True
+
     async def open(
         self, key: PoolKey, headers: Iterable[tuple[bytes, bytes]], timeout: float
-    ) -> tuple[Tunnel, TunnelStream, Headers]:
+    ) -> tuple[Tunnel, TunnelStream]:
         """Open a CONNECT stream on a tunnel for ``key``; waits for a dial when there is none with room.
 
         Raises what the dial raised, or what ``Tunnel.open`` raises; ``pool_overload`` when too many wait already.
@@ -94,8 +104,7 @@ class TunnelPool:
                 ) from None
         else:
             self.hits += 1
-        stream, answer = await tunnel.open(headers, timeout)
-        return tunnel, stream, answer
+        return tunnel, await tunnel.open(headers, timeout)
 
     def tunnels(self) -> Iterator[tuple[PoolKey, Tunnel]]:
         """Every tunnel that is not closed."""

@@ -10,14 +10,12 @@ from ztun.hbone.connection import TunnelConnection
 from ztun.net.tls import TlsTransport
 
 if TYPE_CHECKING:
-    import asyncio
-
     from certs.peer import PeerIdentity
     from ztun.hbone.guard import Abuse, GuardLimits
     from ztun.hbone.headers import Headers
     from ztun.hbone.settings import TunnelSettings
     from ztun.hbone.stream import TunnelStream
-    from ztun.net.buffers import LoopBuffers
+    from ztun.net.poller import Poller
 
 
 class TunnelSession:
@@ -30,17 +28,16 @@ class TunnelSession:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
-        buffers: LoopBuffers,
+        poller: Poller,
         *,
         settings: TunnelSettings,
         limits: GuardLimits,
         remote: str,
     ) -> None:
-        self._loop = loop
+        self._loop = poller.loop
         self._settings = settings
         self._limits = limits
-        self.tls = TlsTransport(loop, buffers, self)
+        self.tls = TlsTransport(poller, self)
         self.connection: TunnelConnection | None = None
         self.peer: PeerIdentity | None = None
         self.remote = remote

@@ -1,30 +1,28 @@
-"""TLS over a plain transport: the one seam between the tunnel and OpenSSL.
+"""TLS over a plain socket: the one seam between the tunnel and OpenSSL.
 
 Ciphertext goes through memory BIOs. The calls per chunk are OpenSSL's own, by way of pyOpenSSL's binding: its public
 methods allocate and copy once more in each direction, which costs a tenth of the bulk rate.
 
-1. Bytes to send are collected and written once per tick of the loop, so that records, ``SSL_write`` calls and system
-   calls scale with ticks and not with frames (1.7 times the requests at 64 connections).
+1. Bytes to send are collected and written once per turn of the poller, so that records, ``SSL_write`` calls and system
+   calls scale with turns and not with frames (1.7 times the requests at 64 connections).
 2. Large frames are encrypted at once from the memory they were read into.
-3. Ciphertext goes to the socket directly while the transport has nothing queued; only the rest is copied.
+3. Ciphertext goes to the socket directly while nothing is queued; only the rest is copied.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from OpenSSL import SSL
 from OpenSSL._util import ffi, lib
 
-from ztun.net.buffers import LoopBuffers
+from ztun.net.stream_socket import StreamSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EARLY_BYTES = 16 * 1024
-"""What may arrive before ``start``: uvloop reads once after ``connection_made``, whatever that did."""
+    from ztun.net.poller import Poller
+
 CONGESTED_BYTES = 512 * 1024  # above this much unsent ciphertext the sources of a tunnel are stopped
 RELAXED_BYTES = 128 * 1024
 _MAX_RECORD_BYTES = 16_384  # RFC 8446 section 5.1
@@ -51,111 +49,81 @@ class TlsUser(Protocol):
         """The connection is gone; ``error`` is what OpenSSL or the kernel said, None for an orderly end."""
 
 
-class TlsTransport(asyncio.BufferedProtocol):
+class TlsTransport(StreamSocket):
     """One TLS connection. Implements ``hbone.connection.Output``."""
 
     __slots__ = (
         "_buffers",
         "_closing",
-        "_early",
-        "_fd",
         "_from_ssl",
         "_handshaken",
         "_into_ssl",
-        "_loop",
         "_pending",
         "_scheduled",
         "_ssl",
-        "_started",
         "_time",
-        "_transport",
         "_user",
         "error",
         "session",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, buffers: LoopBuffers, user: TlsUser) -> None:
-        self._loop = loop
-        self._time: Callable[[], float] = loop.time
-        self._buffers = buffers
+    def __init__(self, poller: Poller, user: TlsUser) -> None:
+        super().__init__(poller, high=CONGESTED_BYTES, low=RELAXED_BYTES)
+        self._time: Callable[[], float] = poller.loop.time
+        self._buffers = poller.buffers
         self._user = user
-        self._transport: asyncio.Transport | None = None
-        self._fd = -1
-        self._early = b""
         self._pending: list[bytes] = []
         self._scheduled = False
         self._handshaken = False
         self._closing = False
-        self._started = False
         self.session: SSL.Connection | None = None
         self.error: Exception | None = None
 
     def start(self, session: SSL.Connection) -> None:
-        """Begin the handshake; the connection must have been made."""
+        """Begin the handshake on a socket that is connected."""
+        if self._closing:
+            return
         self.session = session
         self._ssl = session._ssl
         self._into_ssl = session._into_ssl
         self._from_ssl = session._from_ssl
-        self._started = True
-        transport = self._transport
-        if transport is not None and not self._closing:
-            if self._early:
-                lib.BIO_write(self._into_ssl, self._early, len(self._early))
-                self._early = b""
-            transport.resume_reading()
-            self._handshake()
+        self._resume()
+        self._handshake()
 
-    @property
-    def transport(self) -> asyncio.Transport | None:
-        """The plain transport below, None before the connection was made."""
-        return self._transport
+    # -- from the poller -------------------------------------------------------------------------------------
 
-    # -- from the loop ---------------------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport; reading starts with ``start``."""
-        transport = cast("asyncio.Transport", transport)  # uvloop does not subclass it
-        self._transport = transport
-        self._fd = transport.get_extra_info("socket").fileno()
-        transport.set_write_buffer_limits(high=CONGESTED_BYTES, low=RELAXED_BYTES)
-        transport.pause_reading()
-
-    def get_buffer(self, sizehint: int) -> memoryview:
+    def _space(self) -> memoryview:
         """The shared buffer for ciphertext."""
-        return self._buffers.wire_in.view if self._started else self._buffers.wire_in.view[:EARLY_BYTES]
+        return self._buffers.wire_in.view
 
-    def buffer_updated(self, nbytes: int) -> None:
+    def _received(self, size: int) -> None:
         """Decrypt what came and give it away before returning."""
-        if not self._started:
-            self._early += bytes(self._buffers.wire_in.view[:nbytes])
-            if self._transport is not None:
-                self._transport.pause_reading()
-            return
-        lib.BIO_write(self._into_ssl, self._buffers.wire_in.pointer, nbytes)
+        lib.BIO_write(self._into_ssl, self._buffers.wire_in.pointer, size)
         if self._handshaken:
-            self._read()
+            self._decrypt()
         else:
             self._handshake()
 
-    def eof_received(self) -> bool:
+    def _ended(self) -> None:
         """The peer's socket ended without close_notify, or after it: the tunnel is over either way."""
         if not self._handshaken and self.error is None:
             self.error = SSL.SysCallError(-1, "Unexpected EOF")
-        return False
+        self._closing = True
+        self._finish()
 
-    def pause_writing(self) -> None:
+    def _congested(self) -> None:
         """The kernel takes no more."""
         self._user.congested()
 
-    def resume_writing(self) -> None:
+    def _relaxed(self) -> None:
         """The kernel takes bytes again."""
         self._user.drained()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is gone."""
+    def _gone(self, error: Exception | None) -> None:
+        """The socket is gone: tell of it in the next turn, not in the middle of what was its end."""
         self._closing = True
         self._pending.clear()
-        self._user.closed(self.error or exc)
+        self._poller.loop.call_soon(self._user.closed, self.error or error)
 
     # -- output ----------------------------------------------------------------------------------------------
 
@@ -164,7 +132,7 @@ class TlsTransport(asyncio.BufferedProtocol):
         self._pending.append(chunk)
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._flush)
+            self._poller.after_turn(self._flush)
 
     def write_through(self, frame: memoryview) -> None:
         """Encrypt and send now, after what was appended."""
@@ -178,7 +146,7 @@ class TlsTransport(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Send what was appended, close_notify, then close."""
-        if self._closing or self._transport is None:
+        if self._closing:
             return
         self._write_pending()
         self._closing = True
@@ -186,13 +154,12 @@ class TlsTransport(asyncio.BufferedProtocol):
             lib.ERR_clear_error()
             lib.SSL_shutdown(self._ssl)
             self._send_ciphertext()
-        self._transport.close()
+        self._finish()
 
     def abort(self) -> None:
         """Close at once; what was not sent is lost."""
-        if self._transport is not None:
-            self._closing = True
-            self._transport.abort()
+        self._closing = True
+        self._end(None)
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -202,43 +169,33 @@ class TlsTransport(asyncio.BufferedProtocol):
     def _write_pending(self) -> None:
         pending = self._pending
         if pending and self._handshaken:
-            self._encrypt(pending[0] if len(pending) == 1 else b"".join(pending))
+            data = pending[0] if len(pending) == 1 else b"".join(pending)
             pending.clear()
+            self._encrypt(data)
             self._send_ciphertext()
 
     def _encrypt(self, data: bytes | memoryview) -> None:
         size = len(data)
-        source = ffi.from_buffer("char[]", data)
-        written = 0
-        while written < size:
+        source = data if isinstance(data, bytes) else ffi.from_buffer("char[]", data)
+        count = written = lib.SSL_write(self._ssl, source, size)
+        if 0 < count < size:
+            source = ffi.from_buffer("char[]", data)
+        while count > 0 and written < size:
             # partial writes are on in pyOpenSSL's contexts: one record per call may be all that is taken
             count = lib.SSL_write(self._ssl, source + written, size - written)
-            if count <= 0:
-                self._fail(lib.SSL_get_error(self._ssl, count))
-                return
             written += count
+        if count <= 0:
+            self._fail(lib.SSL_get_error(self._ssl, count))
 
     def _send_ciphertext(self) -> None:
-        transport = self._transport
-        assert transport is not None
         buffer = self._buffers.wire_out
-        while True:
+        while not self.closed:
             size = lib.BIO_read(self._from_ssl, buffer.pointer, len(buffer.memory))
             if size <= 0:
                 return
-            sent = 0
-            if not transport.get_write_buffer_size():
-                try:
-                    sent = os.write(self._fd, buffer.view[:size])
-                except BlockingIOError:
-                    sent = 0
-                except OSError as error:
-                    self.error = self.error or error
-                    self._closing = True
-                    transport.abort()
-                    return
-            if sent < size:
-                transport.write(bytes(buffer.view[sent:size]))
+            self._write(buffer.view[:size])
+            if size < len(buffer.memory):
+                return
 
     # -- input -----------------------------------------------------------------------------------------------
 
@@ -252,38 +209,41 @@ class TlsTransport(asyncio.BufferedProtocol):
         except SSL.Error as error:
             self.error = error
             self._send_ciphertext()  # the alert that tells the peer why
-            if self._transport is not None:
-                self._closing = True
-                self._transport.close()
+            self._closing = True
+            self._finish()
             return
         self._handshaken = True
         self._user.handshake_done(self)
         self._write_pending()
         self._send_ciphertext()
         if not self._closing:
-            self._read()
+            self._decrypt()
 
-    def _read(self) -> None:
+    def _decrypt(self) -> None:
         plaintext = self._buffers.plaintext
         pointer = plaintext.pointer
         limit = len(plaintext.memory) - _MAX_RECORD_BYTES
         ssl = self._ssl
         read = lib.SSL_read
-        while not self._closing:
+        reason = 0
+        more = True
+        while more and not self._closing:
             filled = 0
             while filled <= limit:
                 count = read(ssl, pointer + filled, _MAX_RECORD_BYTES)
                 if count <= 0:
+                    # asked before the bytes are given away: what takes them may use OpenSSL too
+                    reason = lib.SSL_get_error(ssl, count)
+                    more = False
                     break
                 filled += count
+                if count < _MAX_RECORD_BYTES and not lib.BIO_get_mem_data(self._into_ssl, ffi.NULL):
+                    more = False  # to be told that there is no other record would cost twice as much
+                    break
             if filled:
                 self._user.received(plaintext.view[:filled], self._time())
-            if count <= 0:
-                if not self._closing:
-                    reason = lib.SSL_get_error(ssl, count)
-                    if reason != _WANT_READ:
-                        self._fail(reason)
-                return
+        if reason not in (0, _WANT_READ) and not self._closing:
+            self._fail(reason)
 
     def _fail(self, reason: int) -> None:
         """OpenSSL refused a read or a write for good: an orderly end, or an alert."""
@@ -293,5 +253,4 @@ class TlsTransport(asyncio.BufferedProtocol):
             except SSL.Error as error:
                 self.error = self.error or error
         self._closing = True
-        if self._transport is not None:
-            self._transport.close()
+        self._finish()

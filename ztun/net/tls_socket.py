@@ -10,7 +10,6 @@ An :class:`AppSocket` with a session in between, so a relay takes it like any ot
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING
 
 from OpenSSL import SSL
@@ -20,10 +19,13 @@ from certs.alerts import describe_failure, verification_failure
 from ztun.errors import TunnelTlsError
 from ztun.hbone.wire import ErrorCode
 from ztun.net.app_socket import CROWDED_READ_BYTES, EARLY_BYTES, AppSocket
-from ztun.net.buffers import WIRE_READ_BYTES, LoopBuffers
+from ztun.net.buffers import WIRE_READ_BYTES
 
 if TYPE_CHECKING:
+    import socket
+
     from ztun.hbone.stream import Sink, Source, TunnelStream
+    from ztun.net.poller import Poller
 
 _MAX_RECORD_BYTES = 16_384  # RFC 8446 section 5.1
 _WANT_READ = 2  # SSL_ERROR_WANT_READ
@@ -35,36 +37,25 @@ class TlsSocket(AppSocket):
 
     __slots__ = ("_from_ssl", "_handshaken", "_into_ssl", "_ready", "_shut", "_ssl", "session")
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, buffers: LoopBuffers, session: SSL.Connection
-    ) -> None:
-        super().__init__(buffers)
+    def __init__(self, poller: Poller, sock: socket.SocketType, session: SSL.Connection) -> None:
+        super().__init__(poller, sock)
         self.session = session
         self._ssl = session._ssl
         self._into_ssl = session._into_ssl
         self._from_ssl = session._from_ssl
-        self._ready: asyncio.Future[None] = loop.create_future()
+        self._ready: asyncio.Future[None] = poller.loop.create_future()
         self._handshaken = False
         self._shut = False
 
     @classmethod
-    def over(
-        cls,
-        client: AppSocket,
-        loop: asyncio.AbstractEventLoop,
-        buffers: LoopBuffers,
-        session: SSL.Connection,
-    ) -> TlsSocket:
+    def over(cls, client: AppSocket, poller: Poller, session: SSL.Connection) -> TlsSocket:
         """Take over a connection that has not started, with what was read of it; ``client`` has it no more.
 
         Raises :class:`TunnelTlsError` when the client has left.
         """
         if client.closed or client.read_ended:
             raise _left()
-        taken = cls(loop, buffers, session)
-        transport = client.give_up()
-        transport.set_protocol(taken)
-        taken.connection_made(transport)
+        taken = cls(poller, client.give_up(), session)
         taken.unread(client.early)
         return taken
 
@@ -74,8 +65,8 @@ class TlsSocket(AppSocket):
         Raises :class:`TunnelTlsError`. Nothing of the client's data is given away before ``start``.
         """
         self._shake()
-        if not (self._ready.done() or self.closed):
-            self.transport.resume_reading()
+        if not self._ready.done():
+            self._resume()
         try:
             async with asyncio.timeout(limit):
                 await self._ready
@@ -91,12 +82,12 @@ class TlsSocket(AppSocket):
     def start(self, sink: Sink, source: Source, *, in_place: TunnelStream | None = None) -> None:
         """Begin to read into ``sink``, first what came with the end of the handshake."""
         self._sink, self._source = sink, source
-        if self._decrypt() and not (self.closed or self._aborted or self.read_ended):
-            self.transport.resume_reading()
+        if self._decrypt() and not self.read_ended:
+            self._resume()
 
-    # -- from the loop ---------------------------------------------------------------------------------------
+    # -- from the poller -------------------------------------------------------------------------------------
 
-    def get_buffer(self, sizehint: int) -> memoryview:
+    def _space(self) -> memoryview:
         """Space for ciphertext: never more than what the sink takes, for plaintext is shorter."""
         view = self._buffers.wire_in.view
         if self._sink is None:
@@ -106,30 +97,32 @@ class TlsSocket(AppSocket):
             return view
         return view[: room if room > 0 else CROWDED_READ_BYTES]
 
-    def buffer_updated(self, nbytes: int) -> None:
+    def _received(self, size: int) -> None:
         """Decrypt what came and give it away before returning."""
         if self.read_ended:
             return  # RFC 8446 section 6.1: what follows close_notify is ignored
-        lib.BIO_write(self._into_ssl, self._buffers.wire_in.pointer, nbytes)
+        lib.BIO_write(self._into_ssl, self._buffers.wire_in.pointer, size)
         if not self._handshaken:
             self._shake()
         elif self._sink is None or not self._decrypt():
             self._pause()
 
-    def eof_received(self) -> bool:
+    def _ended(self) -> None:
         """FIN. Without close_notify it is an orderly end only if there was nothing left to say."""
         if self.read_ended:
-            return not self.end_offered
-        if self._handshaken and self.end_offered:
-            self._end_read()
-        elif self._handshaken:
-            self._lose(ConnectionResetError("the client ended the connection without close_notify"))
-        return False
+            if self.end_offered:
+                self._finish()
+        elif self._handshaken and not self.end_offered:
+            self._break(ConnectionResetError("the client ended the connection without close_notify"))
+        else:
+            if self._handshaken:
+                self._end_read()
+            self._finish()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def _gone(self, error: Exception | None) -> None:
         """The socket is gone."""
         self._fail_handshake(_left())
-        super().connection_lost(exc)
+        super()._gone(error)
 
     # -- as a sink -------------------------------------------------------------------------------------------
 
@@ -137,7 +130,7 @@ class TlsSocket(AppSocket):
         """Encrypt, hand to the kernel, queue the rest. False while the queue is long."""
         size = len(data)
         self.bytes_written += size
-        if self.closed or self._aborted:
+        if self.closed or self._finishing:
             return True
         source = ffi.from_buffer("char[]", data)
         written = 0
@@ -145,21 +138,21 @@ class TlsSocket(AppSocket):
             # partial writes are on in pyOpenSSL's contexts: one record per call may be all that is taken
             count = lib.SSL_write(self._ssl, source + written, size - written)
             if count <= 0:
-                self._broken()
+                self._fail()
                 return True
             written += count
         self._send_ciphertext()
-        return not self._write_paused
+        return not self.congested
 
     def offer_end(self) -> None:
         """Send close_notify and FIN behind what is queued; close when the other direction has ended too."""
-        if not (self.end_offered or self.closed or self._aborted):
+        if not (self.end_offered or self.closed or self._finishing):
             self._shut_down()
         super().offer_end()
 
     def abort(self, code: int) -> None:
         """End at once: with close_notify and FIN for NO_ERROR, otherwise with RST."""
-        if code == ErrorCode.NO_ERROR and not (self.closed or self._aborted):
+        if code == ErrorCode.NO_ERROR and not (self.closed or self._finishing):
             self._shut_down()
         super().abort(code)
 
@@ -193,17 +186,13 @@ class TlsSocket(AppSocket):
             self._ready.set_exception(error)
             self._ready.exception()  # nobody may be waiting any more
 
-    def _pause(self) -> None:
-        if not (self.closed or self._aborted):
-            self.transport.pause_reading()
-
     def _decrypt(self) -> bool:
         """Give away all that can be decrypted; False when the sink wants no more for now."""
         sink, ssl, plaintext = self._sink, self._ssl, self._buffers.plaintext
         assert sink is not None
         limit = len(plaintext.memory) - _MAX_RECORD_BYTES
         more, count = True, 1
-        while count > 0 and not (self.closed or self._aborted):
+        while count > 0 and not (self.closed or self._finishing):
             filled = 0
             while filled <= limit:
                 count = lib.SSL_read(ssl, plaintext.pointer + filled, _MAX_RECORD_BYTES)
@@ -219,7 +208,7 @@ class TlsSocket(AppSocket):
                 self._end_read()
                 return False
             if reason and reason != _WANT_READ:
-                self._broken()
+                self._fail()
                 return False
         self._send_ciphertext()  # the answer to a key update
         return more
@@ -229,8 +218,8 @@ class TlsSocket(AppSocket):
         self.read_ended = True
         if self._sink is not None:
             self._sink.offer_end()
-        if self.end_offered and not self.closed:
-            self.transport.close()
+        if self.end_offered:
+            self._finish()
 
     def _shut_down(self) -> None:
         if self._handshaken and not self._shut:
@@ -239,7 +228,7 @@ class TlsSocket(AppSocket):
             lib.SSL_shutdown(self._ssl)
             self._send_ciphertext()
 
-    def _broken(self) -> None:
+    def _fail(self) -> None:
         """OpenSSL refused a read or a write for good: an alert, or bytes that were changed on the way."""
         reason = "the TLS session failed"
         try:
@@ -247,26 +236,15 @@ class TlsSocket(AppSocket):
         except SSL.Error as error:
             reason = describe_failure(error).message
         self._send_ciphertext()
-        if not (self.closed or self._aborted):
-            self._lose(ConnectionResetError(reason))
+        self._reset(ConnectionResetError(reason))
 
     def _send_ciphertext(self) -> None:
-        transport, buffer = self.transport, self._buffers.wire_out
-        while True:
+        buffer = self._buffers.wire_out
+        while not self.closed:
             size = lib.BIO_read(self._from_ssl, buffer.pointer, len(buffer.memory))
-            if size <= 0 or self.closed or self._aborted:
+            if size <= 0:
                 return
-            sent = 0
-            if not transport.get_write_buffer_size():
-                try:
-                    sent = os.write(self._fd, buffer.view[:size])
-                except BlockingIOError:
-                    sent = 0
-                except OSError as error:
-                    self._lose(error)
-                    return
-            if sent < size:
-                transport.write(bytes(buffer.view[sent:size]))
+            self._write(buffer.view[:size])
 
 
 def _left() -> TunnelTlsError:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from certs.context import open_session
 from ztun.errors import ConnectError, ConnectRefused, TunnelError, TunnelTlsError, ZtunError
 from ztun.hbone.connect import parse_status
 from ztun.hbone.wire import ErrorCode
-from ztun.mesh.model import join_host_port
 from ztun.net.dial import SocketOptions, connect
 from ztun.net.session import TunnelSession
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ztun.hbone.headers import Headers
     from ztun.hbone.settings import TunnelSettings
     from ztun.hbone.stream import TunnelStream
-    from ztun.net.buffers import LoopBuffers
     from ztun.net.namespaces import NetworkNamespace
+    from ztun.net.poller import Poller
     from ztun.net.tls import TlsTransport
 
 
@@ -47,8 +47,7 @@ class Tunnel(TunnelSession):
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
-        buffers: LoopBuffers,
+        poller: Poller,
         *,
         settings: TunnelSettings,
         limits: GuardLimits,
@@ -56,12 +55,13 @@ class Tunnel(TunnelSession):
         on_change: Callable[[Tunnel], None],
         on_guard: Callable[[str, Abuse, str], None],
     ) -> None:
-        super().__init__(loop, buffers, settings=settings, limits=limits, remote=remote)
+        super().__init__(poller, settings=settings, limits=limits, remote=remote)
         self._on_change = on_change
         self._on_guard = on_guard
-        self._handshaken: asyncio.Future[None] = loop.create_future()
-        self._settled: asyncio.Future[None] = loop.create_future()
-        self.idle_since = loop.time()
+        self._handshaken: asyncio.Future[None] = poller.loop.create_future()
+        self._settled: asyncio.Future[None] = poller.loop.create_future()
+        self._unanswered = Unanswered(poller.loop)
+        self.idle_since = poller.loop.time()
         self.source_kept = True
 
     async def ready(self, timeouts: TunnelTimeouts) -> None:
@@ -98,37 +98,39 @@ class Tunnel(TunnelSession):
         """How many streams it carries now."""
         return 0 if self.connection is None else len(self.connection.streams)
 
-    async def open(
-        self, headers: Iterable[tuple[bytes, bytes]], timeout: float
-    ) -> tuple[TunnelStream, Headers]:
-        """Open a CONNECT stream and wait for its answer.
+    def request(self, headers: Iterable[tuple[bytes, bytes]], timeout: float, done: Answered) -> Opening:
+        """Open a CONNECT stream; ``done`` is called once, with the stream or with why there is none.
 
-        Gives the stream and the response headers. Raises :class:`ConnectRefused` for any status but 200,
-        :class:`ConnectError` when the answer takes more than ``timeout`` seconds, :class:`TunnelError` when the
-        stream or the tunnel ends first (code ``stream_refused`` when the peer did not take the stream at all).
+        The failure is a :class:`ConnectRefused` for any status but 200, a :class:`ConnectError` when the answer takes
+        more than ``timeout`` seconds, a :class:`TunnelError` when the stream or the tunnel ends first (code
+        ``stream_refused`` when the peer did not take the stream at all).
         """
         assert self.connection is not None
-        opening = _Opening(self._loop.create_future(), self.remote)
-        stream = self.connection.open_stream(headers, opening)
-        deadline = self._loop.call_later(
-            timeout, opening.too_late, timeout
-        )  # a fifth of asyncio.timeout's cost
+        opening = Opening(self, done)
+        opening.stream = self.connection.open_stream(headers, opening)
+        self._unanswered.add(opening, timeout)
+        return opening
+
+    async def open(self, headers: Iterable[tuple[bytes, bytes]], timeout: float) -> TunnelStream:
+        """The same for who can wait: gives the stream or raises the failure."""
+        answer: asyncio.Future[TunnelStream] = self._loop.create_future()
+
+        def done(_tunnel: Tunnel, stream: TunnelStream | None, failure: ZtunError | None) -> None:
+            if answer.done():
+                return
+            if stream is not None:
+                answer.set_result(stream)
+            else:
+                assert failure is not None
+                answer.set_exception(failure)
+                answer.exception()  # nobody may be waiting any more
+
+        opening = self.request(headers, timeout, done)
         try:
-            answer = await opening.answer
-        except (ConnectError, asyncio.CancelledError):
-            stream.abort(ErrorCode.CANCEL)
+            return await answer
+        except asyncio.CancelledError:
+            opening.cancel()
             raise
-        finally:
-            deadline.cancel()
-        status = parse_status(answer)
-        if status != 200:
-            stream.offer_end()
-            if not stream.closed:
-                stream.abort(ErrorCode.CANCEL)
-            raise ConnectRefused(
-                status, f"http status: {_phrase(status)}", hint=_hint(status), peer=self.remote
-            )
-        return stream, answer
 
     def retire(self) -> None:
         """Take no new streams; close when the last one has ended."""
@@ -191,44 +193,110 @@ class Tunnel(TunnelSession):
             if not waiter.done():
                 waiter.set_exception(failure)
                 waiter.exception()  # the one who waits raises it; nobody has to
+        self._unanswered.close()
         self._on_change(self)
 
 
-class _Opening:
+Answered: TypeAlias = "Callable[[Tunnel, TunnelStream | None, ZtunError | None], None]"
+"""(tunnel, stream that was accepted, or why there is none)."""
+
+
+class Opening:
     """Owner of a stream until its answer came."""
 
-    __slots__ = ("_remote", "answer")
+    __slots__ = ("_done", "settled", "stream", "tunnel")
 
-    def __init__(self, answer: asyncio.Future[Headers], remote: str) -> None:
-        self.answer = answer
-        self._remote = remote
+    def __init__(self, tunnel: Tunnel, done: Answered) -> None:
+        self.tunnel = tunnel
+        self._done = done
+        self.stream: TunnelStream | None = None
+        self.settled = False
+
+    def cancel(self) -> None:
+        """Nobody wants it any more, also if it came meanwhile; ``done`` is not called."""
+        self.settled = True
+        if self.stream is not None:
+            self.stream.abort(ErrorCode.CANCEL)
 
     def too_late(self, seconds: float) -> None:
         """The peer takes too long."""
-        if not self.answer.done():
-            self.answer.set_exception(
-                ConnectError(
-                    "connect_response_timeout",
-                    f"the peer did not answer CONNECT within {seconds:g} s",
-                    hint="the destination's application may not accept connections",
-                    peer=self._remote,
-                )
-            )
+        assert self.stream is not None
+        self.stream.abort(ErrorCode.CANCEL)
+        self._settle(
+            None,
+            ConnectError(
+                "connect_response_timeout",
+                f"the peer did not answer CONNECT within {seconds:g} s",
+                hint="the destination's application may not accept connections",
+                peer=self.tunnel.remote,
+            ),
+        )
 
     def stream_answered(self, stream: TunnelStream, headers: Headers) -> None:
         """The final response."""
-        if not self.answer.done():
-            self.answer.set_result(headers)
+        status = parse_status(headers)
+        if status == 200:
+            self._settle(stream, None)
+            return
+        stream.offer_end()
+        if not stream.closed:
+            stream.abort(ErrorCode.CANCEL)
+        failure = ConnectRefused(
+            status, f"http status: {_phrase(status)}", hint=_hint(status), peer=self.tunnel.remote
+        )
+        self._settle(None, failure)
 
     def stream_closed(self, stream: TunnelStream) -> None:
         """Nothing: the answer came before."""
 
     def stream_reset(self, stream: TunnelStream, code: int, reason: str) -> None:
         """No answer will come."""
-        if not self.answer.done():
-            name = "stream_refused" if code == ErrorCode.REFUSED_STREAM else "stream_reset"
-            self.answer.set_exception(TunnelError(name, reason, peer=self._remote))
-            self.answer.exception()
+        name = "stream_refused" if code == ErrorCode.REFUSED_STREAM else "stream_reset"
+        self._settle(None, TunnelError(name, reason, peer=self.tunnel.remote))
+
+    def _settle(self, stream: TunnelStream | None, failure: ZtunError | None) -> None:
+        if not self.settled:
+            self.settled = True
+            self._done(self.tunnel, stream, failure)
+
+
+class Unanswered:
+    """The requests of one tunnel that wait for their answer, with one timer for all of them.
+
+    All have the same time, so the first is the first to be too late. A timer for each costs 2 us a connection.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[tuple[float, float, Opening]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, opening: Opening, timeout: float) -> None:
+        """Wait so many seconds for the answer of one more."""
+        waiting = self._waiting
+        while waiting and waiting[0][2].settled:
+            waiting.popleft()
+        due = self._loop.time() + timeout
+        waiting.append((due, timeout, opening))
+        if self._timer is None:
+            self._timer = self._loop.call_at(due, self._look)
+
+    def close(self) -> None:
+        """The tunnel is over, and every opening was told."""
+        self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        waiting, now = self._waiting, self._loop.time()
+        while waiting and (waiting[0][2].settled or waiting[0][0] <= now):
+            _, timeout, opening = waiting.popleft()
+            if not opening.settled:
+                opening.too_late(timeout)
+        if waiting and self._timer is None:
+            self._timer = self._loop.call_at(waiting[0][0], self._look)
 
 
 async def dial_tunnel(
@@ -243,19 +311,14 @@ async def dial_tunnel(
     namespace: NetworkNamespace | None = None,
 ) -> Tunnel:
     """Connect, shake hands, exchange SETTINGS. Raises :class:`ZtunError` of the stage that failed."""
-    dialled = await connect(
+    dial = await connect(
         address, options=options, timeout=timeouts.connect, source_ip=source_ip, namespace=namespace
     )
-    tunnel.source_kept = dialled.source_kept
-    loop = asyncio.get_running_loop()
+    tunnel.source_kept = dial.source_kept
     try:
-        await loop.create_connection(lambda: tunnel.tls, sock=dialled.sock)
+        tunnel.tls.connected(dial.sock)
         tunnel.tls.start(open_session(context, "client", expectation))
         await tunnel.ready(timeouts)
-    except OSError as error:
-        raise TunnelError(
-            "tunnel_lost", f"the connection was lost: {error}", peer=join_host_port(*address)
-        ) from error
     except BaseException:
         tunnel.tls.abort()
         raise

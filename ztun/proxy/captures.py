@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 from typing import TYPE_CHECKING
 
 from ztun.config import INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT
@@ -44,7 +45,7 @@ class Captures:
         self._passthrough = passthrough
         self._find = find
 
-    async def open(self, how: Listening) -> list[Listener]:
+    def open(self, how: Listening) -> list[Listener]:
         """Listen on both ports. Raises :class:`ConfigError`; nothing is open then."""
         opened: list[Listener] = []
         ip = any_address(self._plane, self._site)
@@ -53,8 +54,9 @@ class Captures:
                 (OUTBOUND_PORT, self._accept_outbound, "outbound capture"),
                 (INBOUND_PLAINTEXT_PORT, self._accept_plaintext, "inbound plaintext capture"),
             ):
+                plane = self._plane
                 opened.append(
-                    await listen(ip, port, accept, self._plane.settings.sockets, purpose=purpose, how=how)
+                    listen(plane.poller, ip, port, accept, plane.settings.sockets, purpose=purpose, how=how)
                 )
         except ConfigError:
             for listener in opened:
@@ -63,41 +65,50 @@ class Captures:
         return opened
 
     def _accept_outbound(
-        self, transport: asyncio.Transport, local: tuple[str, int], peer: tuple[str, int]
-    ) -> asyncio.BaseProtocol:
-        client = AppSocket(self._plane.buffers)
-        destination = original_destination(transport.get_extra_info("socket"))
-        self._site.spawn(self._serve_outbound(client, peer, destination))
-        return client
-
-    async def _serve_outbound(
-        self, client: AppSocket, peer: tuple[str, int], destination: tuple[str, int]
+        self, sock: socket.SocketType, local: tuple[str, int], peer: tuple[str, int]
     ) -> None:
-        plane, (ip, port) = self._plane, destination
+        client = AppSocket(self._plane.poller, sock)
+        destination = original_destination(sock)
+        ip, port = destination
+        if port in OWN_PORTS and (ip == peer[0] or ipaddress.ip_address(ip).is_loopback):
+            error = CaptureError(
+                "self_call",
+                "attempted recursive call to ourselves",
+                hint="the connection was not redirected by the kernel, it came to the proxy's port directly",
+            )
+            self._refuse(client, peer, destination, error)
+            return
+        source = self._find(peer[0])
+        if source is not None:
+            self._outbound.take(client, source, peer, *destination)
+        else:
+            self._site.spawn(self._wait(client, peer, destination))
+
+    async def _wait(self, client: AppSocket, peer: tuple[str, int], destination: tuple[str, int]) -> None:
+        """For a workload that the mesh does not know yet."""
         try:
-            if port in OWN_PORTS and (ip == peer[0] or ipaddress.ip_address(ip).is_loopback):
-                raise CaptureError(
-                    "self_call",
-                    "attempted recursive call to ourselves",
-                    hint="the connection was not redirected by the kernel, it came to the proxy's port directly",
-                )
-            source = await wait_for_workload(plane, lambda: self._find(peer[0]), peer[0])
+            source = await wait_for_workload(self._plane, lambda: self._find(peer[0]), peer[0])
         except ZtunError as error:
-            plane.connections.refused("outbound", join_host_port(*peer), join_host_port(*destination), error)
-            client.abort(ErrorCode.CONNECT_ERROR)
+            self._refuse(client, peer, destination, error)
             return
         except asyncio.CancelledError:  # the pod or the proxy is going
             client.abort(ErrorCode.CONNECT_ERROR)
             raise
-        await self._outbound.serve(client, source, peer, *destination)
+        self._outbound.take(client, source, peer, *destination)
+
+    def _refuse(
+        self, client: AppSocket, peer: tuple[str, int], destination: tuple[str, int], error: ZtunError
+    ) -> None:
+        connections = self._plane.connections
+        connections.refused("outbound", join_host_port(*peer), join_host_port(*destination), error)
+        client.abort(ErrorCode.CONNECT_ERROR)
 
     def _accept_plaintext(
-        self, transport: asyncio.Transport, local: tuple[str, int], peer: tuple[str, int]
-    ) -> asyncio.BaseProtocol:
-        client = AppSocket(self._plane.buffers)
-        destination = original_destination(transport.get_extra_info("socket"))
+        self, sock: socket.SocketType, local: tuple[str, int], peer: tuple[str, int]
+    ) -> None:
+        client = AppSocket(self._plane.poller, sock)
+        destination = original_destination(sock)
         self._site.spawn(self._passthrough.serve(client, peer, destination))
-        return client
 
 
 def any_address(plane: Plane, site: Site) -> str:

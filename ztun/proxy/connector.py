@@ -10,7 +10,7 @@ from ztun.errors import ConnectError, ConnectRefused, RouteError, TunnelError, T
 from ztun.hbone.connect import connect_headers
 from ztun.mesh.address import is_hostname
 from ztun.mesh.baggage import encode_forwarded, new_traceparent
-from ztun.mesh.lookup import OutboundRoute, RouteKind
+from ztun.mesh.lookup import OutboundRoute
 from ztun.mesh.model import join_host_port
 from ztun.net.pool import PoolKey
 from ztun.telemetry.labels import workload_values
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ztun.mesh.model import Workload
     from ztun.net.app_socket import AppSocket
     from ztun.net.dial import SocketOptions
+    from ztun.net.tunnel import Answered
     from ztun.proxy.plane import Plane
     from ztun.proxy.site import Site
     from ztun.traffic.policy import Keepalive, PoolLimits
@@ -61,16 +62,20 @@ class Connector:
         route: OutboundRoute,
         another: Callable[[frozenset[str]], OutboundRoute],
         limits: PoolLimits | None = None,
+        failed: ZtunError | None = None,
     ) -> Reached:
         """Reach the next hop, or on failure another endpoint once. Raises the first failure if both fail.
 
         ``another`` gives a route that avoids the workloads with these uids, or raises :class:`RouteError`.
-        ``limits`` are those of the destination's traffic policy.
+        ``limits`` are those of the destination's traffic policy. ``failed`` is why the attempt by ``route``, which
+        was made before, came to nothing.
         """
         excluded: frozenset[str] = frozenset()
         first: ZtunError | None = None
         for attempt in range(ATTEMPTS):
             try:
+                if failed is not None and attempt == 0:
+                    raise failed
                 server, peer = await self.connect(source, source_address, route, limits)
             except ZtunError as error:
                 first = first or error
@@ -120,13 +125,35 @@ class Connector:
         route: OutboundRoute,
         keepalive: Keepalive | None,
     ) -> tuple[AppSocket | TunnelStream, PeerIdentity | None]:
-        plane = self._plane
         address = await self._resolve(source, route.address)
-        if route.kind in (RouteKind.PASSTHROUGH, RouteKind.TCP):
-            options = _with_keepalive(plane.settings.sockets, keepalive)
+        if route.authority is None:
+            options = _with_keepalive(self._plane.settings.sockets, keepalive)
             source_ip = self._source_ip(source, source_address, address)
-            app, _ = await self._site.dial_plain(address, source_ip, options=options)
-            return app, None
+            return await self._site.dial_plain(address, source_ip, options=options), None
+        tunnel, stream = await self._site.pool.open(*self._request(source, source_address, route, address))
+        return stream, tunnel.peer
+
+    def request(
+        self, source: Workload, source_address: tuple[str, int], route: OutboundRoute, done: Answered
+    ) -> bool:
+        """Begin to reach the next hop at once, if that is a tunnel with room; False if it is not.
+
+        ``done`` is called once with the stream or with what ``connect`` would raise.
+        """
+        if route.authority is None or is_hostname(route.address[0]):
+            return False
+        request = self._request(source, source_address, route, route.address)
+        return self._site.pool.request(*request, done)
+
+    def _request(
+        self,
+        source: Workload,
+        source_address: tuple[str, int],
+        route: OutboundRoute,
+        address: tuple[str, int],
+    ) -> tuple[PoolKey, list[tuple[bytes, bytes]], float]:
+        """The tunnel to use, what to ask for, and how long to wait for the answer in seconds."""
+        plane = self._plane
         assert route.authority is not None
         headers = connect_headers(
             route.authority,
@@ -138,9 +165,7 @@ class Connector:
         )
         source_ip = self._source_ip(source, source_address, address)
         key = PoolKey(source.identity, frozenset(route.expected), address, source_ip)
-        limit = plane.settings.tunnel_timeouts.connect_response
-        tunnel, stream, _ = await self._site.pool.open(key, headers, limit)
-        return stream, tunnel.peer
+        return key, headers, plane.settings.tunnel_timeouts.connect_response
 
     def _source_ip(self, source: Workload, client: tuple[str, int], address: tuple[str, int]) -> str | None:
         """The address to dial from: the client's if it is the workload's own, else one of the workload's.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 from typing import TYPE_CHECKING
 
 from ztun.errors import CaptureError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.net.app_socket import AppSocket
 from ztun.net.listeners import ORDINARY, Listener, Listening, listen
+from ztun.net.peek import early_bytes
 from ztun.net.socks5 import GENERAL, SocksError, SocksNegotiation, reply, reply_code
 from ztun.proxy.outbound import wait_for_workload
 from ztun.proxy.resolving import resolve_destination
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from ztun.config import Forward
     from ztun.dns.zone import Family
     from ztun.mesh.model import Workload
+    from ztun.mesh.snapshot import Snapshot
     from ztun.proxy.outbound import Outbound
     from ztun.proxy.plane import Plane
     from ztun.proxy.site import Site
@@ -36,22 +39,32 @@ def local_workload(plane: Plane, namespace: str, name: str) -> Workload | None:
     return next((one for one in sorted(pods, key=lambda pod: pod.name) if one.workload_name == name), None)
 
 
-async def open_forward(plane: Plane, outbound: Outbound, forward: Forward) -> Listener:
+def open_forward(plane: Plane, outbound: Outbound, forward: Forward) -> Listener:
     """Listen on a forwarded port; whoever connects enters the mesh as the workload that the forward names."""
 
-    def accept(
-        transport: asyncio.Transport, local: tuple[str, int], peer: tuple[str, int]
-    ) -> asyncio.BaseProtocol:
-        client = AppSocket(plane.buffers)
-        plane.home.spawn(serve(client, peer))
-        return client
+    known: tuple[Snapshot, Workload | None] | None = None
 
-    async def serve(client: AppSocket, peer: tuple[str, int]) -> None:
-        name = f"{forward.namespace}/{forward.workload}"
+    def find() -> Workload | None:
+        nonlocal known
+        if known is None or known[0] is not plane.snapshot:
+            known = plane.snapshot, local_workload(plane, forward.namespace, forward.workload)
+        return known[1]
+
+    def accept(sock: socket.SocketType, local: tuple[str, int], peer: tuple[str, int]) -> None:
+        client, source = AppSocket(plane.poller, sock), find()
+        if source is not None:
+            enter(client, source, peer)
+        else:
+            plane.home.spawn(wait(client, peer))
+
+    def enter(client: AppSocket, source: Workload, peer: tuple[str, int]) -> None:
+        # the client stands for the workload, so the tunnel is dialled from the workload's address
+        address = (source.addresses[0], peer[1]) if source.addresses else peer
+        outbound.take(client, source, address, forward.host, forward.port)
+
+    async def wait(client: AppSocket, peer: tuple[str, int]) -> None:
         try:
-            source = await wait_for_workload(
-                plane, lambda: local_workload(plane, forward.namespace, forward.workload), name
-            )
+            source = await wait_for_workload(plane, find, f"{forward.namespace}/{forward.workload}")
         except ZtunError as error:
             plane.connections.refused(
                 "outbound", f"{peer[0]}:{peer[1]}", f"{forward.host}:{forward.port}", error
@@ -61,11 +74,10 @@ async def open_forward(plane: Plane, outbound: Outbound, forward: Forward) -> Li
         except asyncio.CancelledError:
             client.abort(ErrorCode.CONNECT_ERROR)
             raise
-        # the client stands for the workload, so the tunnel is dialled from the workload's address
-        address = (source.addresses[0], peer[1]) if source.addresses else peer
-        await outbound.serve(client, source, address, forward.host, forward.port)
+        enter(client, source, peer)
 
-    return await listen(
+    return listen(
+        plane.poller,
         forward.listen_ip,
         forward.listen_port,
         accept,
@@ -74,7 +86,7 @@ async def open_forward(plane: Plane, outbound: Outbound, forward: Forward) -> Li
     )
 
 
-async def open_socks5(
+def open_socks5(
     plane: Plane,
     site: Site,
     outbound: Outbound,
@@ -89,13 +101,9 @@ async def open_socks5(
     ip, port = address
     loopback = ipaddress.ip_address(ip).is_loopback
 
-    def accept(
-        transport: asyncio.Transport, local: tuple[str, int], peer: tuple[str, int]
-    ) -> asyncio.BaseProtocol:
-        client = AppSocket(plane.buffers)
-        conversation = _SocksClient(plane, client, transport)
-        site.spawn(serve(client, peer, conversation))
-        return conversation
+    def accept(sock: socket.SocketType, local: tuple[str, int], peer: tuple[str, int]) -> None:
+        client = AppSocket(plane.poller, sock)
+        site.spawn(serve(client, peer, _SocksClient(plane, client)))
 
     async def serve(client: AppSocket, peer: tuple[str, int], conversation: _SocksClient) -> None:
         source = find()
@@ -125,70 +133,49 @@ async def open_socks5(
         client_address = (source.addresses[0], peer[1])
         await outbound.serve(client, source, client_address, host, target_port, answered=conversation.answer)
 
-    return await listen(ip, port, accept, plane.settings.sockets, purpose="SOCKS5", how=how)
+    return listen(plane.poller, ip, port, accept, plane.settings.sockets, purpose="SOCKS5", how=how)
 
 
-class _SocksClient(asyncio.Protocol):
-    """The negotiation on a new connection; hands the transport to the client's socket when it is done."""
+class _SocksClient:
+    """The negotiation on a new connection, before it is started."""
 
-    def __init__(self, plane: Plane, client: AppSocket, transport: asyncio.Transport) -> None:
+    def __init__(self, plane: Plane, client: AppSocket) -> None:
         self._plane = plane
         self._client = client
-        self._transport = transport
         self._negotiation = SocksNegotiation()
-        self._done: asyncio.Future[tuple[str, int]] = plane.loop.create_future()
 
     async def negotiate(self) -> tuple[str, int]:
         """(host, port) that the client asks for. Raises :class:`CaptureError`."""
         limit = self._plane.settings.timeouts.socks5
         try:
             async with asyncio.timeout(limit):
-                return await self._done
+                while self._negotiation.request is None:
+                    await early_bytes(self._client)
+                    self._take(self._client.take_early())
         except TimeoutError:
             raise CaptureError("socks5_timeout", f"no SOCKS5 request within {limit:g} s") from None
+        # nothing is read beyond the request until the destination has answered
+        if self._negotiation.rest:
+            self._client.offer(memoryview(reply(GENERAL)))
+            raise CaptureError("socks5_request", "the client sent data before the reply")
+        request = self._negotiation.request
+        return request.host, request.port
 
     def give_up(self) -> None:
-        """Close the connection."""
-        if not self._done.done():
-            self._done.cancel()
-        self._transport.close()
+        """Close the connection, behind what was answered."""
+        self._client.abort(ErrorCode.NO_ERROR)
 
     def answer(self, error: ZtunError | None) -> None:
         """Send the reply, after the dial."""
-        if not self._transport.is_closing():
-            self._transport.write(reply(reply_code(error)))
+        self._client.offer(memoryview(reply(reply_code(error))))
 
-    def data_received(self, data: bytes) -> None:
-        """Negotiate; nothing is read beyond the request until the destination has answered."""
+    def _take(self, data: bytes) -> None:
+        if not data:
+            raise CaptureError("socks5_closed", "the client left during the SOCKS5 negotiation")
         try:
             answer = self._negotiation.feed(data)
         except SocksError as error:
-            self._transport.write(error.reply)
-            self._fail(str(error))
-            return
+            self._client.offer(memoryview(error.reply))
+            raise CaptureError("socks5_request", str(error)) from error
         if answer:
-            self._transport.write(answer)
-        request = self._negotiation.request
-        if request is None or self._done.done():
-            return
-        if self._negotiation.rest:
-            self._transport.write(reply(GENERAL))
-            self._fail("the client sent data before the reply")
-            return
-        self._transport.set_protocol(self._client)
-        self._client.connection_made(self._transport)
-        self._done.set_result((request.host, request.port))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client left during the negotiation."""
-        if not self._done.done():
-            self._done.set_exception(
-                CaptureError("socks5_closed", "the client left during the SOCKS5 negotiation")
-            )
-            self._done.exception()
-
-    def _fail(self, message: str) -> None:
-        if not self._done.done():
-            self._done.set_exception(CaptureError("socks5_request", message))
-            self._done.exception()
-        self._transport.close()
+            self._client.offer(memoryview(answer))

@@ -90,7 +90,7 @@ class InpodPods:
                 hint="it has to be root with the capabilities NET_ADMIN, SYS_ADMIN and NET_RAW",
             ) from error
         if self._settings.itself is not None:
-            await self._open_own(self._settings.itself)
+            self._open_own(self._settings.itself)
 
     async def run(self) -> None:
         """Follow the agent until ``stop_accepting``. Raises :class:`ZdsError` when it makes no sense."""
@@ -118,7 +118,7 @@ class InpodPods:
         """Close every listener and take no more pods; open connections go on."""
         self._stopping = True
         self._client.close()
-        await finish_all(listener for pod in self._everybody() for listener in pod.listeners)
+        finish_all(listener for pod in self._everybody() for listener in pod.listeners)
 
     # -- what the agent asks ---------------------------------------------------------------------------------
 
@@ -171,34 +171,35 @@ class InpodPods:
 
         outbound = Outbound(plane, site)
         captures = Captures(plane, site, outbound, Passthrough(plane, site, find), find)
-        served.listeners += await captures.open(how)
-        served.listeners.append(await self._listen_hbone(served, how))
+        served.listeners += captures.open(how)
+        served.listeners.append(self._listen_hbone(served, how))
         if plane.settings.socks5:
             address = ("127.0.0.1", SOCKS5_PORT)
-            served.listeners.append(await open_socks5(plane, site, outbound, address, find, how))
+            served.listeners.append(open_socks5(plane, site, outbound, address, find, how))
         if plane.settings.dns is not None:
             await open_dns(plane, site, plane.settings.dns, find, str(served), how)
         self._log.debug("pod has its listeners", workload=str(served), uid=pod.uid)
 
-    async def _listen_hbone(self, served: ServedPod, how: Listening) -> Listener:
+    def _listen_hbone(self, served: ServedPod, how: Listening) -> Listener:
         plane, uid = self._plane, served.pod.uid
-        return await listen(
+        return listen(
+            self._plane.poller,
             any_address(plane, served.site),
             plane.settings.hbone_port,
-            lambda _transport, local, peer: served.inbound.accept(uid, local, peer),
+            lambda sock, local, peer: served.inbound.accept(uid, sock, local, peer),
             plane.settings.sockets,
             purpose=f"HBONE to {served}",
             how=how,
         )
 
-    async def _open_own(self, itself: ProxyPod) -> None:
+    def _open_own(self, itself: ProxyPod) -> None:
         """Tunnels to the proxy's own pod, e.g. for its metrics; nothing is redirected there."""
         pod = AddWorkload("", itself.name, itself.namespace, itself.service_account)
         site = self._plane.open_site(None)
         site.keep_source = False
         self._own = served = self._make(pod, site, itself.trust_domain)
         how = Listening(None, BACKLOG, self._settings.port_reuse)
-        served.listeners.append(await self._listen_hbone(served, how))
+        served.listeners.append(self._listen_hbone(served, how))
         self._admit(served)
 
     def _make(self, pod: AddWorkload, site: Site, trust_domain: str) -> ServedPod:

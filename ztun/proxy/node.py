@@ -70,7 +70,7 @@ class NodeRole:
         if self._inpod is not None:
             await self._inpod.open()
         for forward in self._plane.settings.forwards:
-            self._forwards.append(await open_forward(self._plane, self._outbound, forward))
+            self._forwards.append(open_forward(self._plane, self._outbound, forward))
 
     async def run(self) -> None:
         """Follow the node agent in in-pod mode. Raises :class:`ZdsError` when it makes no sense."""
@@ -101,7 +101,7 @@ class NodeRole:
 
     async def stop_accepting(self) -> None:
         """Close every listener."""
-        await finish_all(self._forwards)
+        finish_all(self._forwards)
         await self._pods.stop_accepting()
         for site in self._plane.sites:
             if site.dns is not None:

@@ -12,14 +12,17 @@ from ztun.mesh.lookup import OutboundRoute, decide_outbound
 from ztun.mesh.model import join_host_port
 from ztun.net.relay import Relay
 from ztun.proxy.connections import LiveConnection
-from ztun.proxy.connector import Connector, worth_another
+from ztun.proxy.connector import Connector, Reached, worth_another
 from ztun.telemetry.labels import TrafficLabels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ztun.hbone.stream import TunnelStream
     from ztun.mesh.model import Workload
+    from ztun.mesh.snapshot import Snapshot
     from ztun.net.app_socket import AppSocket
+    from ztun.net.tunnel import Tunnel
     from ztun.proxy.destinations import Lease
     from ztun.proxy.plane import Plane
     from ztun.proxy.site import Site
@@ -69,6 +72,17 @@ class Way:
     lease: Lease | None = None
 
 
+@dataclass(slots=True)
+class Journey:
+    """A connection between its decision and its relay."""
+
+    departure: Departure
+    way: Way
+    connection: LiveConnection
+    judged: Snapshot
+    """By which policies let it go."""
+
+
 class Outbound:
     """Serves the connections of local pods, however they were captured."""
 
@@ -76,6 +90,39 @@ class Outbound:
         self._plane = plane
         self._site = site or plane.home
         self._connector = Connector(plane, site)
+
+    def take(
+        self, client: AppSocket, source: Workload, source_address: tuple[str, int], host: str, port: int
+    ) -> None:
+        """Carry one connection as ``serve`` does; while a tunnel has room without a task, a tenth of its CPU."""
+        departure = Departure(client, source, source_address, host, port, self._plane.loop.time())
+        try:
+            way = self._decide(departure)
+        except ZtunError as error:
+            self._refuse(departure, error)
+            return
+        journey = self._set_out(departure, way)
+
+        def done(tunnel: Tunnel, stream: TunnelStream | None, failure: ZtunError | None) -> None:
+            self._site.ended()
+            if stream is not None:
+                reached = Reached(way.route, stream, tunnel.peer)
+                self._site.attempt(lambda: self._arrive(journey, reached))
+            else:
+                assert failure is not None
+                self._missed(journey, failure)
+
+        self._site.began()
+        if not self._connector.request(source, source_address, way.route, done):
+            self._site.ended()
+            self._site.spawn(self._travel(journey))
+
+    def _missed(self, journey: Journey, failure: ZtunError) -> None:
+        """The tunnel that was there did not take the connection."""
+        if self._site.closed:
+            self._fail(journey, RelayError("shutdown", "the proxy shuts down"))
+        else:
+            self._site.spawn(self._travel(journey, failure))
 
     async def serve(
         self,
@@ -122,54 +169,71 @@ class Outbound:
 
     async def _carry(self, departure: Departure, way: Way) -> None:
         """Reach the next hop and join the two ends."""
-        plane, lease = self._plane, way.lease
-        judged = plane.snapshot
-        connection = self._live(departure, way.route, lease)
-        plane.connections.opened(connection)
+        await self._travel(self._set_out(departure, way))
 
-        def finished(error: ZtunError | None) -> None:
-            if lease is not None:
-                lease.close()
-            plane.connections.finished(connection, error)
+    def _set_out(self, departure: Departure, way: Way) -> Journey:
+        """From here on the connection counts."""
+        connection = self._live(departure, way.route, way.lease)
+        self._plane.connections.opened(connection)
+        return Journey(departure, way, connection, self._plane.snapshot)
 
+    async def _travel(self, journey: Journey, failed: ZtunError | None = None) -> None:
+        """Reach the next hop; ``failed`` is how the first attempt to do so ended, if it was made."""
+        departure, way = journey.departure, journey.way
         try:
             reached = await self._connector.reach(
                 departure.source,
                 departure.source_address,
                 way.route,
                 way.another,
-                lease.limits if lease is not None else None,
+                way.lease.limits if way.lease is not None else None,
+                failed,
             )
-            if plane.snapshot is not judged:
-                # a reload judges established connections only; this one was between the two
-                try:
-                    self._judge(departure)
-                except PolicyDenied:
-                    reached.server.abort(ErrorCode.CANCEL)
-                    raise
         except ZtunError as error:
-            if lease is not None and worth_another(error):
-                lease.failed()
-            finished(error)
-            departure.turn_away(error)
+            if way.lease is not None and worth_another(error):
+                way.lease.failed()
+            self._fail(journey, error)
             return
         except asyncio.CancelledError:
-            shutdown = RelayError("shutdown", "the proxy shuts down")
-            finished(shutdown)
-            departure.turn_away(shutdown)
+            self._fail(journey, RelayError("shutdown", "the proxy shuts down"))
             raise
+        self._arrive(journey, reached)
+
+    def _arrive(self, journey: Journey, reached: Reached) -> None:
+        """Join the two ends."""
+        plane, departure, connection = self._plane, journey.departure, journey.connection
+        if plane.snapshot is not journey.judged:
+            # a reload judges established connections only; this one was between the two
+            try:
+                self._judge(departure)
+            except PolicyDenied as error:
+                reached.server.abort(ErrorCode.CANCEL)
+                self._fail(journey, error)
+                return
+        lease = journey.way.lease
         if lease is not None:
             lease.opened()
         route = reached.route
         connection.peer = reached.peer
         if reached.failure is not None:
             plane.connections.rerouted(connection, _labels(departure.source, route), reached.failure)
-        connection.actual_destination = join_host_port(*route.address)
-        connection.hbone_addr = route.authority or ""
+        if route is not journey.way.route:
+            connection.actual_destination = join_host_port(*route.address)
+            connection.hbone_addr = route.authority or ""
         if departure.answered is not None:
             departure.answered(None)
-        connection.relay = Relay(departure.client, reached.server, finished)
+        connection.relay = Relay(departure.client, reached.server, lambda error: self._finish(journey, error))
         connection.relay.start()
+
+    def _fail(self, journey: Journey, error: ZtunError) -> None:
+        """The end of a connection that was not joined."""
+        self._finish(journey, error)
+        journey.departure.turn_away(error)
+
+    def _finish(self, journey: Journey, error: ZtunError | None) -> None:
+        if journey.way.lease is not None:
+            journey.way.lease.close()
+        self._plane.connections.finished(journey.connection, error)
 
     def _live(self, departure: Departure, route: OutboundRoute, lease: Lease | None) -> LiveConnection:
         """The connection as it is reported and watched."""

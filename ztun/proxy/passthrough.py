@@ -11,6 +11,7 @@ from ztun.mesh.authorization import Attempt, authorize
 from ztun.mesh.lookup import OWN_PORTS
 from ztun.mesh.model import join_host_port
 from ztun.net.relay import Relay
+from ztun.proxy.application import ApplicationDial
 from ztun.proxy.connections import LiveConnection
 from ztun.proxy.outbound import wait_for_workload
 from ztun.telemetry.labels import TrafficLabels
@@ -47,7 +48,10 @@ class Passthrough:
             plane.connections.opened(connection)
             judged = plane.snapshot
             self._authorize(local, connection)
-            app = await self._site.dial_application(destination, source[0])
+            dial = ApplicationDial(plane, self._site, destination, source[0])
+            if not dial.connected:
+                await dial.wait()
+            app = dial.take()
             if plane.snapshot is not judged:
                 try:
                     self._authorize(local, connection)

@@ -11,7 +11,7 @@ from certs.errors import CertError
 from ztun.errors import IdentityError
 from ztun.hbone.guard import Abuse
 from ztun.mesh.baggage import encode_baggage
-from ztun.net.buffers import LoopBuffers
+from ztun.net.poller import Poller
 from ztun.proxy.connections import Connections
 from ztun.proxy.resolving import dns_surroundings
 from ztun.proxy.site import Site
@@ -56,7 +56,7 @@ class Plane:
         self.metrics = metrics
         self.rng = rng
         self.loop = asyncio.get_running_loop()
-        self.buffers = LoopBuffers()
+        self.poller = Poller(self.loop)
         self.connections = Connections(metrics, access_log, settings.timeouts, self.loop.time)
         self.draining = False
         self.dns = dns_surroundings(settings, lambda: self.snapshot, metrics, rng)

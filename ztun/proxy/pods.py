@@ -59,7 +59,7 @@ class Pods:
 
     async def open_captures(self) -> None:
         """Listen for redirected traffic in the proxy's own network namespace. Raises :class:`ConfigError`."""
-        self._captures = await self._redirected.open(ORDINARY)
+        self._captures = self._redirected.open(ORDINARY)
         if (dns := self._plane.settings.dns) is not None:
             await open_dns(self._plane, self._plane.home, dns, self._first, "the pod")
 
@@ -81,7 +81,7 @@ class Pods:
                 if uid not in self._pods:
                     self._pods[uid] = _Pod(workload)
                 if not self._pods[uid].up:
-                    await self._open(self._pods[uid])
+                    self._open(self._pods[uid])
             identities = {one.identity for one in wanted.values()}
             self._plane.store.retain(identities)
             self._plane.store.prefetch(identities)
@@ -93,8 +93,8 @@ class Pods:
 
     async def stop_accepting(self) -> None:
         """Close every listener; open connections go on."""
-        await finish_all(self._captures)
-        await finish_all(server for pod in self._pods.values() for server in pod.servers)
+        finish_all(self._captures)
+        finish_all(server for pod in self._pods.values() for server in pod.servers)
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -109,23 +109,24 @@ class Pods:
             if one.tunnel_protocol is TunnelProtocol.HBONE and not one.native_tunnel and not one.host_network
         ]
 
-    async def _open(self, pod: _Pod) -> None:
+    def _open(self, pod: _Pod) -> None:
         uid, plane = pod.workload.uid, self._plane
         opened: list[Listener] = []
         try:
             for ip in pod.workload.addresses:
                 opened.append(
-                    await listen(
+                    listen(
+                        self._plane.poller,
                         ip,
                         plane.settings.hbone_port,
-                        lambda _transport, local, peer: self._inbound.accept(uid, local, peer),
+                        lambda sock, local, peer: self._inbound.accept(uid, sock, local, peer),
                         plane.settings.sockets,
                         purpose=f"HBONE to {pod.workload.namespace}/{pod.workload.name}",
                     )
                 )
                 if plane.settings.socks5:
                     opened.append(
-                        await open_socks5(
+                        open_socks5(
                             plane,
                             plane.home,
                             self._outbound,

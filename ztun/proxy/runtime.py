@@ -199,6 +199,7 @@ class Runtime:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await plane.close_sites()
+            plane.poller.close()
             await store.close()
             servers.stop()
 

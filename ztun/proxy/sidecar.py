@@ -44,6 +44,12 @@ class SidecarOutbound(Outbound):
         )
         self._log = get_logger("routing")
 
+    def take(
+        self, client: AppSocket, source: Workload, source_address: tuple[str, int], host: str, port: int
+    ) -> None:
+        """Carry one connection, in a task: the server name may have to be waited for."""
+        self._site.spawn(self.serve(client, source, source_address, host, port))
+
     async def serve(
         self,
         client: AppSocket,

@@ -14,10 +14,9 @@ from certs.peer import PeerExpectation
 from ztun.dns.stub import resolve_outside
 from ztun.dns.upstream import Upstream
 from ztun.errors import ConnectError, DnsError, ZtunError
-from ztun.hbone.wire import ErrorCode
 from ztun.mesh.model import join_host_port
 from ztun.net.app_socket import AppSocket
-from ztun.net.dial import Dialled, connect
+from ztun.net.dial import connect
 from ztun.net.namespaces import make_socket
 from ztun.net.pool import PoolKey, TunnelPool
 from ztun.net.tunnel import Tunnel, dial_tunnel
@@ -46,10 +45,30 @@ class Site:
         """Of the pod, where its queries are captured."""
         self._plane = plane
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting = 0
+        self._none_waits: asyncio.Future[None] | None = None
+        self.closed = False
         self._hits = 0
         self._log = get_logger("proxy")
 
-    # -- tasks -----------------------------------------------------------------------------------------------
+    # -- set-ups ---------------------------------------------------------------------------------------------
+
+    def attempt(self, work: Callable[[], None]) -> None:
+        """Do a part of a set-up now; an error that nobody expected is logged, and harms nobody else."""
+        try:
+            work()
+        except Exception as error:
+            self._log.error("internal error while setting up a connection", exc_info=error)
+
+    def began(self) -> None:
+        """A set-up waits for something that is no task; ``ended`` follows."""
+        self._waiting += 1
+
+    def ended(self) -> None:
+        """It waits no more."""
+        self._waiting -= 1
+        if not self._waiting and self._none_waits is not None and not self._none_waits.done():
+            self._none_waits.set_result(None)
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Run the set-up of one connection; an error that nobody expected is logged, not lost."""
@@ -64,8 +83,12 @@ class Site:
 
     async def settled(self) -> None:
         """Wait until no set-up is under way."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._tasks or self._waiting:
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            else:
+                self._none_waits = self._plane.loop.create_future()
+                await self._none_waits
 
     async def stop_tasks(self) -> None:
         """Cancel the set-ups that are under way."""
@@ -76,6 +99,7 @@ class Site:
 
     async def close(self) -> None:
         """End what is being set up, and cut every tunnel."""
+        self.closed = True
         if self.dns is not None:
             self.dns.close()
         await self.stop_tasks()
@@ -128,45 +152,23 @@ class Site:
 
     async def dial_plain(
         self, address: tuple[str, int], source_ip: str | None, *, options: SocketOptions | None = None
-    ) -> tuple[AppSocket, Dialled]:
-        """A TCP connection to an application or a plain destination. Raises :class:`ConnectError`."""
+    ) -> AppSocket:
+        """A TCP connection to a plain destination. Raises :class:`ConnectError`."""
         plane = self._plane
-        dialled = await connect(
+        dial = await connect(
             address,
             options=options if options is not None else plane.settings.sockets,
             timeout=plane.settings.tunnel_timeouts.connect,
             source_ip=source_ip,
             namespace=self.namespace,
         )
-        app = AppSocket(plane.buffers)
-        await plane.loop.create_connection(lambda: app, sock=dialled.sock)
-        return app, dialled
-
-    async def dial_application(self, address: tuple[str, int], client_ip: str) -> AppSocket:
-        """A connection to the application of a local pod, from the client's address. Raises :class:`ConnectError`."""
-        app, dialled = await self.dial_plain(address, client_ip if self.keep_source is not False else None)
-        if dialled.source_kept:
-            return app
-        if self.keep_source:
-            app.abort(ErrorCode.CANCEL)
-            raise ConnectError(
-                "source_not_kept",
-                f"the application cannot be dialled from {client_ip}",
-                hint="the proxy needs NET_ADMIN, or unset ENABLE_ORIG_SRC",
-            )
-        self._log.warning(
-            "the client's address is not kept, the application sees the proxy's",
-            application=join_host_port(*address),
-            hint="the proxy needs NET_ADMIN",
-        )
-        return app
+        return AppSocket(plane.poller, dial.sock)
 
     async def _dial(self, key: PoolKey, on_change: Callable[[Tunnel], None]) -> Tunnel:
         plane = self._plane
         certificate = await plane.certificate(key.source)
         tunnel = Tunnel(
-            plane.loop,
-            plane.buffers,
+            plane.poller,
             settings=plane.settings.tunnel,
             limits=plane.settings.guard,
             remote=join_host_port(*key.address),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from certs.peer import PeerExpectation
 from ztun.errors import CaptureError, CertificateRevoked, PolicyDenied, RelayError, TunnelError, ZtunError
@@ -18,7 +18,8 @@ from ztun.proxy.outbound import wait_for_workload
 from ztun.telemetry.logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    import socket
+    from collections.abc import Callable
 
     from certs.bundle import TrustBundle
     from certs.spiffe import SpiffeId
@@ -50,6 +51,16 @@ class _Listener:
     """How many tunnels each identity has from each address: flood budgets are per tunnel, so these are counted."""
 
 
+class Approach(Protocol):
+    """How the server end of a request is made. Both raise :class:`ZtunError`."""
+
+    def at_once(self) -> AppSocket | TunnelStream | None:
+        """The server end, if nothing has to be waited for; else None, and ``wait`` follows."""
+
+    async def wait(self) -> AppSocket | TunnelStream:
+        """The server end, after a while."""
+
+
 class TunnelServer(abc.ABC):
     """Accepts tunnels for local workloads; a subclass serves their requests."""
 
@@ -67,13 +78,15 @@ class TunnelServer(abc.ABC):
 
     # -- tunnels ---------------------------------------------------------------------------------------------
 
-    def accept(self, uid: str, local: tuple[str, int], source: tuple[str, int]) -> asyncio.BaseProtocol:
-        """Protocol for a socket accepted on the HBONE port of the pod ``uid``."""
+    def accept(
+        self, uid: str, sock: socket.SocketType, local: tuple[str, int], source: tuple[str, int]
+    ) -> None:
+        """Take a socket accepted on the HBONE port of the pod ``uid``."""
         plane = self._plane
         tunnel = InboundTunnel(
-            plane.loop,
-            plane.buffers,
+            plane.poller,
             self,
+            sock,
             settings=plane.settings.tunnel,
             limits=plane.settings.guard,
             local=(canonical_ip(local[0]), local[1]),
@@ -86,7 +99,6 @@ class TunnelServer(abc.ABC):
         listener.handshakes += 1
         plane.metrics.sockets_open.add("destination")
         self._site.spawn(self._start(tunnel, listener))
-        return tunnel.tls
 
     async def _start(self, tunnel: InboundTunnel, listener: _Listener) -> None:
         plane = self._plane
@@ -206,45 +218,74 @@ class TunnelServer(abc.ABC):
 
     def tunnel_request(self, tunnel: InboundTunnel, stream: TunnelStream, headers: Headers) -> None:
         """Serve a CONNECT request; its slot is held until the connection has ended."""
-        self._site.spawn(self._serve(tunnel, stream, headers))
+        self._site.attempt(lambda: self._take(tunnel, stream, headers))
 
     @abc.abstractmethod
     def _admit(
         self, tunnel: InboundTunnel, local: Workload, request: ConnectRequest, started: float
-    ) -> tuple[LiveConnection, Callable[[], Coroutine[None, None, AppSocket | TunnelStream]]]:
+    ) -> tuple[LiveConnection, Approach]:
         """Decide on a request: the connection to account for, and how to reach what it asks for.
 
-        Raises :class:`ZtunError`; so may what it gives back, when it is called.
+        Raises :class:`ZtunError`.
         """
 
-    async def _serve(self, tunnel: InboundTunnel, stream: TunnelStream, headers: Headers) -> None:
+    def _take(self, tunnel: InboundTunnel, stream: TunnelStream, headers: Headers) -> None:
         plane = self._plane
-        started = plane.loop.time()
         request: ConnectRequest | None = None
         connection: LiveConnection | None = None
         try:
             local = self._local(tunnel)
             request = _read(headers)
-            connection, reach = self._admit(tunnel, local, request, started)
+            connection, approach = self._admit(tunnel, local, request, plane.loop.time())
             plane.connections.opened(connection)
-            server = await reach()
+            server = approach.at_once()
+        except ZtunError as error:
+            self._refuse(tunnel, stream, request, connection, error)
+            return
+        if server is not None:
+            self._join(tunnel, stream, local, connection, server)
+        else:
+            self._site.spawn(self._wait(tunnel, stream, request, local, connection, approach))
+
+    async def _wait(
+        self,
+        tunnel: InboundTunnel,
+        stream: TunnelStream,
+        request: ConnectRequest,
+        local: Workload,
+        connection: LiveConnection,
+        approach: Approach,
+    ) -> None:
+        try:
+            server = await approach.wait()
         except ZtunError as error:
             self._refuse(tunnel, stream, request, connection, error)
             return
         except asyncio.CancelledError:
             self._refuse(tunnel, stream, request, connection, RelayError("shutdown", "the proxy shuts down"))
             raise
+        self._join(tunnel, stream, local, connection, server)
+
+    def _join(
+        self,
+        tunnel: InboundTunnel,
+        stream: TunnelStream,
+        local: Workload,
+        connection: LiveConnection,
+        server: AppSocket | TunnelStream,
+    ) -> None:
+        """Answer 200 and let bytes flow."""
+        plane = self._plane
         assert tunnel.connection is not None
         baggage = plane.baggage(local) if plane.settings.response_baggage else ""
         tunnel.connection.respond(stream, status_headers(200, baggage=baggage), end_stream=False)
-        live = connection
 
         def finish(error: ZtunError | None) -> None:
-            plane.connections.finished(live, error)
+            plane.connections.finished(connection, error)
             self._release(tunnel)
 
-        live.relay = Relay(stream, server, finish)
-        live.relay.start()
+        connection.relay = Relay(stream, server, finish)
+        connection.relay.start()
 
     def _refuse(
         self,

@@ -15,9 +15,9 @@ from tests.ztun.proxy.applications import Wire, Wires
 from tests.ztun.proxy.mesh import LoopbackAddresses, until
 from ztun.hbone.wire import ErrorCode
 from ztun.net.app_socket import EARLY_BYTES, HELD_BYTES, AppSocket
-from ztun.net.buffers import LoopBuffers
 from ztun.net.dial import SocketOptions
 from ztun.net.listeners import listen
+from ztun.net.poller import Poller
 
 pytestmark = pytest.mark.net
 
@@ -69,19 +69,19 @@ class Ends:
 @pytest_asyncio.fixture
 async def ends() -> AsyncIterator[Ends]:
     made: list[AppSocket] = []
-    buffers = LoopBuffers()
 
-    def accept(*_: object) -> asyncio.BaseProtocol:
-        made.append(AppSocket(buffers))
-        return made[0]
+    def accept(sock: socket.SocketType, *_: object) -> None:
+        made.append(AppSocket(poller, sock))
 
-    server = await listen(LoopbackAddresses().take(), 0, accept, SocketOptions(), purpose="a test")
+    poller = Poller(asyncio.get_running_loop())
+    server = listen(poller, LoopbackAddresses().take(), 0, accept, SocketOptions(), purpose="a test")
     async with Wires() as wires:
         theirs = await wires.dial(server.address)
-        await until(lambda: bool(made) and made[0]._transport is not None)
+        await until(lambda: bool(made))
         yield Ends(made[0], theirs, Recorder())
-        made[0].transport.abort()
+        made[0].abort(ErrorCode.CANCEL)
         server.close()
+        poller.close()
 
 
 @pytest.mark.asyncio
@@ -120,7 +120,7 @@ async def test_source_is_told_to_stop_and_to_go_on(ends: Ends) -> None:
         taken += len(piece)
         assert taken < 64 * 1024 * 1024
     assert ends.ours.room() == 0
-    assert ends.ours.transport.get_write_buffer_size() <= HELD_BYTES + len(piece)
+    assert ends.ours.queued <= HELD_BYTES + len(piece)
     assert ends.other.drained == 0
     reading = asyncio.create_task(ends.theirs.receive(taken))
     await until(lambda: ends.other.drained == 1)
@@ -175,7 +175,7 @@ async def test_reset_of_the_application_is_told_to_the_owner(ends: Ends) -> None
 @pytest.mark.asyncio
 async def test_write_to_a_socket_that_was_reset_is_told_to_the_owner_once(ends: Ends) -> None:
     ends.start()
-    fd = ends.ours.transport.get_extra_info("socket").fileno()
+    fd = ends.ours.sock.fileno()
     with socket.socket(fileno=os.dup(fd)) as same:
         same.shutdown(socket.SHUT_WR)
     assert ends.ours.offer(memoryview(b"x"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import resource
 import socket
@@ -20,6 +21,7 @@ from ztun.net.app_socket import AppSocket
 from ztun.net.dial import TCP_USER_TIMEOUT, SocketOptions, connect
 from ztun.net.listeners import listen
 from ztun.net.original_destination import original_destination
+from ztun.net.poller import Poller
 
 pytestmark = pytest.mark.net
 
@@ -49,12 +51,6 @@ def keepalive(sock: socket.socket) -> tuple[int, int, int, int, int]:
     )
 
 
-def of(transport: asyncio.BaseTransport | None) -> socket.socket:
-    assert transport is not None
-    sock: socket.socket = transport.get_extra_info("socket")
-    return sock
-
-
 @pytest.mark.asyncio
 async def test_all_four_sockets_of_a_connection_are_kept_alive(wires: Wires) -> None:
     """A peer that vanished without a word must not hold a descriptor for ever, on any leg."""
@@ -71,13 +67,8 @@ async def test_all_four_sockets_of_a_connection_are_kept_alive(wires: Wires) -> 
         assert isinstance(far.relay.server, AppSocket)
         _, tunnel = only(pair.near.plane.home.pool.tunnels())
         accepted = only(only(pair.far.inbound._listeners.values()).tunnels)
-        for transport in (
-            near.relay.client.transport,
-            far.relay.server.transport,
-            tunnel.tls.transport,
-            accepted.tls.transport,
-        ):
-            assert keepalive(of(transport)) == (1, 1, 45, 15, 9)
+        for end in (near.relay.client, far.relay.server, tunnel.tls, accepted.tls):
+            assert keepalive(end.sock) == (1, 1, 45, 15, 9)
 
 
 def test_probes_begin_before_the_kernel_forgets_the_redirect() -> None:
@@ -105,7 +96,7 @@ async def test_dial_from_an_address(ip: str, wires: Wires) -> None:
     application = await wires.application(ip, APP_PORT)
     source = LoopbackAddresses().take()
     dialled = await connect((ip, APP_PORT), options=SocketOptions(), timeout=NEVER_SECONDS, source_ip=source)
-    with dialled.sock:
+    with contextlib.closing(dialled.sock):
         assert dialled.source_kept
         assert (await application.accept()).peer[0] == source
 
@@ -116,7 +107,7 @@ async def test_address_of_the_other_family_is_not_kept(ip: str, wires: Wires) ->
     dialled = await connect(
         (ip, APP_PORT), options=SocketOptions(), timeout=NEVER_SECONDS, source_ip="fd00::1"
     )
-    with dialled.sock:
+    with contextlib.closing(dialled.sock):
         assert not dialled.source_kept
 
 
@@ -185,29 +176,37 @@ async def test_mark_that_the_kernel_refuses_is_an_error(ip: str, monkeypatch: py
     assert "Operation not permitted" in str(raised.value)
 
 
+@pytest_asyncio.fixture
+async def poller() -> AsyncIterator[Poller]:
+    made = Poller(asyncio.get_running_loop())
+    yield made
+    made.close()
+
+
+def refuse(sock: socket.SocketType, *_: object) -> None:
+    sock.close()
+
+
 @pytest.mark.asyncio
-async def test_port_that_is_taken(ip: str, wires: Wires) -> None:
+async def test_port_that_is_taken(poller: Poller, ip: str, wires: Wires) -> None:
     await wires.application(ip, APP_PORT)
     with pytest.raises(ConfigError) as raised:
-        await listen(ip, APP_PORT, lambda *_: asyncio.Protocol(), SocketOptions(), purpose="a test")
+        listen(poller, ip, APP_PORT, refuse, SocketOptions(), purpose="a test")
     assert raised.value.code == "listen_failed"
     assert "for a test" in str(raised.value)
     assert raised.value.hint == "another process has the port"
 
 
 @pytest.mark.asyncio
-async def test_address_that_is_not_here() -> None:
+async def test_address_that_is_not_here(poller: Poller) -> None:
     with pytest.raises(ConfigError) as raised:
-        await listen("192.0.2.1", 0, lambda *_: asyncio.Protocol(), SocketOptions(), purpose="a test")
+        listen(poller, "192.0.2.1", 0, refuse, SocketOptions(), purpose="a test")
     assert raised.value.hint == "the address is not on this machine"
 
 
 @pytest.mark.asyncio
-async def test_old_and_new_proxy_may_listen_side_by_side(ip: str) -> None:
-    servers = [
-        await listen(ip, APP_PORT, lambda *_: asyncio.Protocol(), SocketOptions(), purpose="a test")
-        for _ in range(2)
-    ]
+async def test_old_and_new_proxy_may_listen_side_by_side(poller: Poller, ip: str) -> None:
+    servers = [listen(poller, ip, APP_PORT, refuse, SocketOptions(), purpose="a test") for _ in range(2)]
     for server in servers:
         server.close()
 
@@ -233,22 +232,23 @@ def test_mapped_address_is_given_as_what_it_is(ip: str) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("ending", ["finish", "close"])
-async def test_who_waits_in_the_queue_when_a_listener_finishes_is_still_taken(ending: str) -> None:
+async def test_who_waits_in_the_queue_when_a_listener_finishes_is_still_taken(
+    poller: Poller, ending: str
+) -> None:
     """An old proxy finishes; one whose pod is gone closes."""
-    arrived: list[asyncio.BaseTransport] = []
+    arrived: list[tuple[str, int]] = []
 
-    class Greets(asyncio.Protocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            arrived.append(transport)
-            transport.write(b"hello")  # type: ignore[attr-defined]
-            transport.close()
+    def greet(sock: socket.SocketType, _local: tuple[str, int], peer: tuple[str, int]) -> None:
+        arrived.append(peer)
+        with contextlib.closing(sock):
+            sock.send(b"hello")
 
     ip = LoopbackAddresses().take()
-    listener = await listen(ip, 0, lambda *_: Greets(), SocketOptions(), purpose="a test")
+    listener = listen(poller, ip, 0, greet, SocketOptions(), purpose="a test")
     # connected by the kernel, while the loop has had no turn to accept
     with socket.create_connection(listener.address) as client:
         if ending == "finish":
-            await listener.finish()
+            listener.finish()
         else:
             listener.close()
         client.setblocking(False)

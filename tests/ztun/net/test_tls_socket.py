@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from tests.ztun.proxy.mesh import LoopbackAddresses, until
 from ztun.errors import TunnelTlsError
 from ztun.hbone.wire import ErrorCode
 from ztun.net.app_socket import HELD_BYTES, AppSocket
-from ztun.net.buffers import LoopBuffers
 from ztun.net.dial import SocketOptions
 from ztun.net.listeners import listen
+from ztun.net.poller import Poller
 from ztun.net.tls_socket import TlsSocket
 
 pytestmark = pytest.mark.net
@@ -41,12 +42,12 @@ class Ends:
     wires: Wires
     context: SSL.Context
     other: Recorder
+    poller: Poller
 
     def take_over(self) -> TlsSocket:
         session = SSL.Connection(self.context, None)
         session.set_accept_state()
-        loop = asyncio.get_running_loop()
-        return TlsSocket.over(self.plain, loop, LoopBuffers(), session)
+        return TlsSocket.over(self.plain, self.poller, session)
 
     async def established(self) -> TlsSocket:
         ours = self.take_over()
@@ -77,18 +78,21 @@ async def ends(request: pytest.FixtureRequest) -> AsyncIterator[Ends]:
     if request.param == "1.2":
         context.maximum_version = ssl.TLSVersion.TLSv1_2
 
-    def accept(*_: object) -> asyncio.BaseProtocol:
-        made.append(AppSocket(LoopBuffers()))
-        return made[0]
+    accepted: list[socket.SocketType] = []
 
-    server = await listen(LoopbackAddresses().take(), 0, accept, SocketOptions(), purpose="a test")
+    def accept(sock: socket.SocketType, *_: object) -> None:
+        accepted.append(sock)
+        made.append(AppSocket(poller, sock))
+
+    poller = Poller(asyncio.get_running_loop())
+    server = listen(poller, LoopbackAddresses().take(), 0, accept, SocketOptions(), purpose="a test")
     async with Wires() as wires:
         wire = await wires.dial(server.address)
-        await until(lambda: bool(made) and made[0]._transport is not None)
-        transport = made[0].transport
+        await until(lambda: bool(made))
         client = TlsClient(wire, context, NAME)
-        yield Ends(made[0], client, wires, server_context(authority), Recorder())
-        transport.abort()
+        yield Ends(made[0], client, wires, server_context(authority), Recorder(), poller)
+        poller.close()
+        accepted[0].close()  # whoever has it by now
         server.close()
 
 
@@ -209,7 +213,7 @@ async def test_no_more_is_read_than_the_sink_takes(ends: Ends) -> None:
     ends.other.space = 1000
     ours.start(ends.other, ends.other)
     sending = asyncio.ensure_future(ends.client.send(bytes(32 * 1024 * 1024)))
-    await until(lambda: len(ends.other.data) > ends.other.space and not ours.transport.is_reading())
+    await until(lambda: len(ends.other.data) > ends.other.space and not ours.reading)
     held = len(ends.other.data)
     assert held <= ends.other.space + 2 * 16 * 1024
     ends.other.space = 1 << 30
@@ -227,7 +231,7 @@ async def test_a_client_that_does_not_read_stops_the_source(ends: Ends) -> None:
         offered += len(chunk)
         assert offered < 64 * 1024 * 1024
     assert ours.room() == 0
-    assert ours.transport.get_write_buffer_size() <= HELD_BYTES + 2 * len(chunk)
+    assert ours.queued <= HELD_BYTES + 2 * len(chunk)
     received = await ends.client.receive(offered + len(chunk))
     assert len(received) == offered + len(chunk)
     await until(lambda: ends.other.drained > 0)

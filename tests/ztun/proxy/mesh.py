@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import os
 import random
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -124,6 +125,7 @@ class Node:
         await self.plane.home.pool.close()
         await self.plane.store.close()
         await asyncio.sleep(0)
+        self.plane.poller.close()
 
 
 class Mesh:
@@ -236,7 +238,7 @@ class Mesh:
         """A local port that enters the mesh as ``source`` on its way to ``host`` and ``port``."""
         node = self.nodes[source.node]
         forward = Forward(self.addresses.take(), 0, host, port, source.namespace, source.name)
-        server = await open_forward(node.plane, node.outbound, forward)
+        server = open_forward(node.plane, node.outbound, forward)
         node.servers.append(server)
         return server.address
 
@@ -244,14 +246,13 @@ class Mesh:
         """A local port whose connections arrive as captured plaintext for ``host`` and ``port``."""
         plane = node.plane
 
-        def accept(
-            transport: asyncio.Transport, local: tuple[str, int], peer: tuple[str, int]
-        ) -> asyncio.BaseProtocol:
-            client = AppSocket(plane.buffers)
+        def accept(sock: socket.SocketType, local: tuple[str, int], peer: tuple[str, int]) -> None:
+            client = AppSocket(plane.poller, sock)
             plane.home.spawn(node.passthrough.serve(client, peer, (host, port)))
-            return client
 
-        server = await listen(self.addresses.take(), 0, accept, plane.settings.sockets, purpose="a test")
+        server = listen(
+            plane.poller, self.addresses.take(), 0, accept, plane.settings.sockets, purpose="a test"
+        )
         node.servers.append(server)
         return server.address
 

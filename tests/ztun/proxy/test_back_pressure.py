@@ -42,7 +42,7 @@ async def relay_of(node: Node) -> Relay:
 def queued(sock: object) -> int:
     """What the kernel has not taken of a socket's bytes."""
     assert isinstance(sock, AppSocket)
-    return sock.transport.get_write_buffer_size()
+    return sock.queued
 
 
 async def standstill(look: Callable[[], object]) -> None:

@@ -8,7 +8,8 @@ import socket
 import pytest
 
 from tests.ztun.proxy.applications import Wires
-from tests.ztun.proxy.mesh import Pair, until
+from tests.ztun.proxy.mesh import Pair
+from ztun.hbone.wire import ErrorCode
 from ztun.mesh.lookup import OutboundRoute, RouteKind
 from ztun.mesh.model import Workload
 from ztun.net.app_socket import AppSocket
@@ -43,13 +44,12 @@ async def test_keepalive_of_a_plain_connection_is_the_destinations(
             mesh.client, source, route, PoolLimits(keepalive=wanted)
         )
         assert isinstance(reached, AppSocket)
-        sock: socket.socket = reached.transport.get_extra_info("socket")
+        sock = reached.sock
         usual = (options.keepalive_time, options.keepalive_interval, options.keepalive_probes)
         kinds = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
         for kind, value, default in zip(kinds, seen, usual, strict=True):
             assert sock.getsockopt(socket.IPPROTO_TCP, kind) == (default if value is None else value)
-        reached.transport.abort()
-        await until(lambda: reached.closed)
+        reached.abort(ErrorCode.CANCEL)
 
 
 @pytest.mark.asyncio
@@ -72,4 +72,4 @@ async def test_each_use_of_a_workload_known_by_name_only_is_counted() -> None:
                 "hostname": "localhost",
             }
             assert mesh.near.sample("istio_on_demand_dns_total", **labels) == number
-            reached.transport.abort()
+            reached.abort(ErrorCode.CANCEL)

@@ -249,6 +249,5 @@ async def test_port_that_is_taken_is_an_error_with_its_reason(pair: Pair, wires:
     wires.keep_server(blocker)
     ip, port = blocker.sockets[0].getsockname()[:2]
     with pytest.raises(ConfigError, match=r"cannot listen on .* for a test"):
-        await listen(
-            ip, port, lambda *_: asyncio.Protocol(), pair.near.plane.settings.sockets, purpose="a test"
-        )
+        plane = pair.near.plane
+        listen(plane.poller, ip, port, lambda *_: None, plane.settings.sockets, purpose="a test")
