@@ -21,7 +21,7 @@ _log = get_logger("proxy")
 class ApplicationDial:
     """A connection to ``address`` (ip, port) that is being made in the name of ``client_ip``.
 
-    ``wait`` unless it is ``connected`` already, then ``take`` it; or ``close`` it. Raises :class:`ConnectError`.
+    ``wait`` unless it is ``connected`` already, then ``take`` or ``reset`` it. Raises :class:`ConnectError`.
     """
 
     def __init__(self, plane: Plane, site: Site, address: tuple[str, int], client_ip: str) -> None:
@@ -41,9 +41,9 @@ class ApplicationDial:
         """Wait until it is made. Raises :class:`ConnectError`; nothing is left then."""
         await self._dial.wait(self._plane.settings.tunnel_timeouts.connect)
 
-    def close(self) -> None:
-        """Give up."""
-        self._dial.close()
+    def reset(self) -> None:
+        """End a connection that was made and may not be used; the application sees a reset."""
+        AppSocket(self._plane.poller, self._dial.sock).abort(ErrorCode.CANCEL)
 
     def take(self) -> AppSocket:
         """The application's end. Raises :class:`ConnectError` when it must see the client's address and cannot."""

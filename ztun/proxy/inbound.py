@@ -138,7 +138,7 @@ class _ToApplication:
             try:
                 self._inbound.authorize(self._tunnel, self._local, self._connection)
             except PolicyDenied:
-                self._dial.close()
+                self._dial.reset()
                 raise
         return self._app(self._dial)
 

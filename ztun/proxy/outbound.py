@@ -99,7 +99,8 @@ class Outbound:
         try:
             way = self._decide(departure)
         except ZtunError as error:
-            self._refuse(departure, error)
+            # in the next turn: a client that is just connecting shall see that it was connected
+            self._plane.loop.call_soon(self._refuse, departure, error)
             return
         journey = self._set_out(departure, way)
 

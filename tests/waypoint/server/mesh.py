@@ -112,5 +112,5 @@ class WaypointMesh(Mesh):
         expected = frozenset({self.waypoint_pod.identity})
         key = PoolKey(self.client.identity, expected, (ip, HBONE_PORT), self.client.addresses[0])
         headers = connect_headers(authority, baggage="", forwarded="", traceparent="")
-        _, stream, _ = await self.near.plane.home.pool.open(key, headers, RESPONSE_SECONDS)
+        _, stream = await self.near.plane.home.pool.open(key, headers, RESPONSE_SECONDS)
         return stream
