@@ -233,13 +233,12 @@ def _plainly(route: OutboundRoute) -> OutboundRoute:
         return route
     inside = parse_host_port(route.authority)
     address = (inside.host, inside.port)
-    return replace(route, kind=RouteKind.TCP, address=address, authority=None, expected=())
+    return route._replace(kind=RouteKind.TCP, address=address, authority=None, expected=())
 
 
 def _towards(labels: TrafficLabels, route: OutboundRoute) -> TrafficLabels:
     destination = route.destination
-    return replace(
-        labels,
+    return labels._replace(
         destination=destination,
         destination_principal=destination.identity if destination and route.authority else None,
     )

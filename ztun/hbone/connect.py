@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ztun.hbone.headers import Headers
 
 MAX_AUTHORITY_BYTES = 512  # a DNS name of 253 bytes, brackets, port and ample slack
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectRequest:
+class ConnectRequest(NamedTuple):
     """What a peer asks for. Everything but ``authority`` is its claim, or None."""
 
     authority: str

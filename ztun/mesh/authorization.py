@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from certs.spiffe import SpiffeId
 from ztun.mesh.model import (
@@ -29,8 +29,7 @@ T = TypeVar("T")
 NOT_ALLOWED = "allow policies exist, but none allowed"
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """A connection as policies see it.
 
     ``source_ip`` is the TCP peer. ``source_identity`` is None for plaintext. The destination is the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ztun.errors import ZtunError
 from ztun.mesh.address import AddressError, HostPort, parse_host_port
@@ -22,8 +22,7 @@ class InboundRefused(ZtunError):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class InboundTarget:
+class InboundTarget(NamedTuple):
     """Where the bytes of an accepted tunnel stream go.
 
     ``ip`` is always the address the tunnel was accepted on. ``service`` is the one the connection is counted

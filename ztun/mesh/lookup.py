@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from certs.spiffe import SpiffeId
 from ztun.errors import RouteError
@@ -43,8 +43,7 @@ class RouteKind(Enum):
     """A tunnel to the waypoint in front of the destination."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutboundRoute:
+class OutboundRoute(NamedTuple):
     """The next hop of one connection.
 
     ``address`` is what to dial; its host is an IP address, or a DNS name to resolve when the workload is

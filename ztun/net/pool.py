@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ztun.errors import TunnelError, ZtunError
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from ztun.net.tunnel import Answered, Tunnel
 
 
-@dataclass(frozen=True, slots=True)
-class PoolKey:
+class PoolKey(NamedTuple):
     """What connections must have in common to share a tunnel (ztunnel's key)."""
 
     source: SpiffeId

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from ztun.errors import ConnectError, ConnectRefused, RouteError, TunnelError, TunnelTlsError, ZtunError
 from ztun.hbone.connect import connect_headers
@@ -38,8 +38,7 @@ _NOT_LOOKED_AT = frozenset(
 """Failures after which the peer cannot have looked at the request: a listener that closes, a proxy that drains."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reached:
+class Reached(NamedTuple):
     """A server end that was made: by which route, with whom; ``failure`` is that of the endpoint tried before."""
 
     route: OutboundRoute

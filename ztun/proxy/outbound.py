@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ztun.errors import CaptureError, PolicyDenied, RelayError, ZtunError
 from ztun.hbone.wire import ErrorCode
@@ -63,8 +63,7 @@ class Departure:
             self.client.abort(ErrorCode.CONNECT_ERROR)
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(NamedTuple):
     """What was decided: the first route, another one for the second attempt, and the place that is taken there."""
 
     route: OutboundRoute

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from certs.spiffe import SpiffeId
 from ztun.mesh.model import Service, Workload
@@ -47,8 +46,7 @@ LabelValues: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
 """Values of the labels before and after ``response_flags``."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrafficLabels:
+class TrafficLabels(NamedTuple):
     """Who talks to whom, seen by which side.
 
     ``source_principal`` is set from the TLS identity only (or our own identity on the source side of mTLS);
