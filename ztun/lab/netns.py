@@ -23,7 +23,7 @@ from ztun.agent.rules import CaptureOptions, load_program
 from ztun.errors import ConfigError, EnrolmentError
 from ztun.lab.addresses import AddressPlan
 from ztun.lab.fabric import NODES, Entry
-from ztun.lab.network import FORWARDING, OUTSIDE_MACHINE, SETTINGS, WIRE, Network
+from ztun.lab.network import FORWARDING, OUTSIDE_MACHINE, SETTINGS, WIRE, Network, pod_port
 from ztun.lab.packets import PacketTap
 from ztun.lab.process import LabError
 from ztun.lab.reservation import (
@@ -122,7 +122,12 @@ class NetnsFabric:
         )
 
     def remove_pod(self, pod: PodPlan) -> None:
-        """Remove a pod with its namespace."""
+        """Remove a pod with its namespace.
+
+        Its cable goes first: whoever still holds the namespace open would keep it, and a pod that comes again under the
+        same address needs the port on the node.
+        """
+        run_batch([f"link delete {pod_port(pod)}"], namespace=self._names[pod.node])
         self._open.pop(pod.name).close()
         del self._names[pod.name]
         self._reservation.remove([pod.netns])
