@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from certs.spiffe import SpiffeId
     from ztun.hbone.stream import TunnelStream
-    from ztun.net.tunnel import Answered, Tunnel
+    from ztun.net.opening import Answered
+    from ztun.net.tunnel import Tunnel
 
 
 class PoolKey(NamedTuple):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ztun.mesh.model import Workload
     from ztun.net.app_socket import AppSocket
     from ztun.net.dial import SocketOptions
-    from ztun.net.tunnel import Answered
+    from ztun.net.opening import Answered
     from ztun.proxy.plane import Plane
     from ztun.proxy.site import Site
     from ztun.traffic.policy import Keepalive, PoolLimits

@@ -145,7 +145,7 @@ def test_pods_of_one_deployment_share_a_label_set() -> None:
     table = TrafficTable(Clock())
     first = table.series(LABELS)
     second = table.series(
-        replace(LABELS, source=replace(CLIENT, uid="other", name="client-2", addresses=("10.0.0.9",)))
+        LABELS._replace(source=replace(CLIENT, uid="other", name="client-2", addresses=("10.0.0.9",)))
     )
     assert first is second
     assert len(table) == 1
@@ -154,13 +154,13 @@ def test_pods_of_one_deployment_share_a_label_set() -> None:
 def test_idle_label_sets_are_forgotten_and_live_ones_kept() -> None:
     clock = Clock()
     table = TrafficTable(clock)
-    ended, live = table.series(LABELS), table.series(replace(LABELS, reporter="destination"))
+    ended, live = table.series(LABELS), table.series(LABELS._replace(reporter="destination"))
     ended.opened += 1
     live.opened += 1
     ended.closed()
     clock.now += IDLE_SECONDS
     assert table.sweep() == 1
-    assert table.series(replace(LABELS, reporter="destination")) is live
+    assert table.series(LABELS._replace(reporter="destination")) is live
     assert table.series(LABELS) is not ended
     clock.now += 1
     live.closed()
@@ -177,7 +177,7 @@ def test_label_sets_are_capped_and_the_rest_is_counted_under_unknown() -> None:
     metrics.table = TrafficTable(clock, max_series=2)
     for number in range(5):
         source = replace(CLIENT, workload_name=f"client-{number}")
-        metrics.traffic(replace(LABELS, source=source)).opened += 1
+        metrics.traffic(LABELS._replace(source=source)).opened += 1
     assert len(metrics.table) == 3
     assert value(metrics, "istio_tcp_connections_opened_total") == 5
     assert (
@@ -190,7 +190,7 @@ def test_label_sets_are_capped_and_the_rest_is_counted_under_unknown() -> None:
 def test_a_family_in_many_pieces_is_one_family() -> None:
     metrics = Metrics()
     for number in range(PIECE_SERIES * 2 + 1):
-        series = metrics.traffic(replace(LABELS, source=replace(CLIENT, workload_name=f"client-{number}")))
+        series = metrics.traffic(LABELS._replace(source=replace(CLIENT, workload_name=f"client-{number}")))
         series.opened += 1
         if number > PIECE_SERIES:
             series.closed("DENY")
@@ -216,7 +216,7 @@ def test_scrapes_while_label_sets_come_and_go() -> None:
     try:
         for number in range(3000):
             series = metrics.traffic(
-                replace(LABELS, source=replace(CLIENT, workload_name=f"w-{number % 1500}"))
+                LABELS._replace(source=replace(CLIENT, workload_name=f"w-{number % 1500}"))
             )
             series.opened += 1
             series.closed(f"F{number % 3}")
@@ -231,8 +231,8 @@ def test_scrapes_while_label_sets_come_and_go() -> None:
 @given(name=st.text(max_size=40), host=st.text(max_size=40))
 def test_any_name_survives_the_exposition(name: str, host: str) -> None:
     metrics = Metrics()
-    labels = replace(
-        LABELS, source=replace(CLIENT, workload_name=name), service=replace(SERVICE, hostname=host)
+    labels = LABELS._replace(
+        source=replace(CLIENT, workload_name=name), service=replace(SERVICE, hostname=host)
     )
     metrics.traffic(labels).opened += 1
     lines = metrics.render().decode().split("\n")
