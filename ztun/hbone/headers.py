@@ -133,7 +133,7 @@ class HeaderDecoder:
         """The fields of a block that depends on no other.
 
         Connections between the same two workloads have blocks that begin alike; the part that the last two had in
-        common is not read again (half of the cost of a request).
+        common is not read again.
         """
         known = self._known if block.startswith(self._known.block) else _Parsed(b"", (), ())
         fields = list(known.fields)

@@ -123,7 +123,7 @@ class FrameReader:
             length = high << 16 | low
             if kind == DATA and not self._block_stream:
                 if not flags and 0 < length <= size - position:
-                    # a whole frame of payload, as nearly all are: two calls less, a seventh of a small frame's cost
+                    # a whole frame of payload, as nearly all are, passed on with two calls less
                     stream = connection.streams.get(stream_id & STREAM_ID_MASK)
                     if stream is not None and stream.takes_payload(length):
                         connection.credit_connection(length)

@@ -119,32 +119,6 @@ class AppSocket(StreamSocket):
 
     # -- from the poller -------------------------------------------------------------------------------------
 
-    def _read(self) -> None:
-        """As the base class does it, in one function for the usual case: a twentieth of a small read."""
-        stream = self._in_place
-        if stream is None:
-            super()._read()
-            return
-        buffers = self._buffers
-        room = stream.room()
-        if room >= APP_READ_BYTES:
-            space = buffers.app_space
-        else:
-            space = buffers.app_space[: room if room > 0 else CROWDED_READ_BYTES]
-        try:
-            size = self._recv_into(space)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._break(error)
-            return
-        if not size:
-            self._read_end()
-            return
-        self.bytes_read += size
-        if not stream.offer_in_place(buffers.app[: HEADROOM_BYTES + size]):
-            self._pause()
-
     def _space(self) -> memoryview:
         """As much of the shared buffer as the sink has room for."""
         sink = self._sink
@@ -159,7 +133,9 @@ class AppSocket(StreamSocket):
         """Give away what was read."""
         self.bytes_read += size
         frame = self._buffers.app[: HEADROOM_BYTES + size]
-        if self._sink is not None:
+        if self._in_place is not None:
+            more = self._in_place.offer_in_place(frame)
+        elif self._sink is not None:
             more = self._sink.offer(frame[HEADROOM_BYTES:])
         else:
             self._early += bytes(frame[HEADROOM_BYTES:])

@@ -130,7 +130,7 @@ def make_socket(family: int, kind: int, namespace: NetworkNamespace | None = Non
 
 
 def make_tcp_socket(family: int, namespace: NetworkNamespace | None = None) -> socket.SocketType:
-    """The same for a TCP connection, as the C type: ``socket.socket`` costs 3 us more, mostly for its enums."""
+    """The same for a TCP connection, as the C type, whose constructor makes no enums."""
 
     def make() -> socket.SocketType:
         return socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)

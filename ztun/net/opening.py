@@ -83,7 +83,7 @@ class Opening:
 class Unanswered:
     """The requests of one tunnel that wait for their answer, with one timer for all of them.
 
-    All have the same time, so the first is the first to be too late. A timer for each costs 2 us a connection.
+    All have the same time, so the first is the first to be too late.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -1,7 +1,7 @@
 """Readiness of the data plane's sockets: one epoll inside the event loop.
 
-1. A connection costs one ``epoll_ctl`` and an entry in a dict; the loop's own transports cost 25 us more to make and
-   to end, which is a fifth of the life of a short connection.
+1. A connection costs one ``epoll_ctl`` and an entry in a dict, and no transport object is made and ended for it: 6 %
+   fewer instructions over the life of a short connection.
 2. Events are level-triggered, so who has had enough for now just returns.
 3. Work that several events of one turn ask for (a tunnel's flush) is done once, after the last of them.
 """

@@ -238,7 +238,7 @@ class TlsTransport(StreamSocket):
                     break
                 filled += count
                 if count < _MAX_RECORD_BYTES and not lib.BIO_get_mem_data(self._into_ssl, ffi.NULL):
-                    more = False  # to be told that there is no other record would cost twice as much
+                    more = False  # to be told that there is no other record takes two calls
                     break
             if filled:
                 self._user.received(plaintext.view[:filled], self._time())

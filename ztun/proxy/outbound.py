@@ -93,7 +93,7 @@ class Outbound:
     def take(
         self, client: AppSocket, source: Workload, source_address: tuple[str, int], host: str, port: int
     ) -> None:
-        """Carry one connection as ``serve`` does; while a tunnel has room without a task, a tenth of its CPU."""
+        """Carry one connection as ``serve`` does; while a tunnel has room without a task."""
         departure = Departure(client, source, source_address, host, port, self._plane.loop.time())
         try:
             way = self._decide(departure)
