@@ -28,8 +28,8 @@ def raise_descriptor_limit() -> tuple[int, int]:
 class DescriptorWatch:
     """Makes the proxy unready while it has no descriptor for another connection.
 
-    libuv then closes every connection that it cannot accept. That is no busy loop and harms no open connection, but it
-    tells nobody; so this asks for a descriptor now and then.
+    New connections then wait in the kernel's queue and are tried again each second. That is no busy loop and harms no
+    open connection, but it tells nobody; so this asks for a descriptor now and then.
     """
 
     def __init__(self, readiness: Readiness) -> None:
@@ -45,7 +45,7 @@ class DescriptorWatch:
             if self._shortage is None:
                 self._shortage = self._readiness.register("file descriptors")
                 self._log.error(
-                    "no file descriptor is left, new connections are closed",
+                    "no file descriptor is left, new connections wait",
                     reason=error.strerror,
                     limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                     hint="raise the limit of open files (ulimit -Hn)",

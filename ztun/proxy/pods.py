@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -45,7 +44,6 @@ class Pods:
         self._pods: dict[str, _Pod] = {}
         self._captures: list[Listener] = []
         self._retry_at = 0.0
-        self._lock = asyncio.Lock()
         self._log = get_logger("proxy")
 
     def served(self) -> list[ServedWorkload]:
@@ -65,27 +63,26 @@ class Pods:
 
     async def reconcile(self, snapshot: Snapshot) -> None:
         """Make the listeners fit a snapshot; pods that stay are not touched."""
-        async with self._lock:
-            wanted = {one.uid: one for one in self._wanted(snapshot)}
-            for uid, pod in list(self._pods.items()):
-                now = wanted.get(uid)
-                if (
-                    now is None
-                    or now.addresses != pod.workload.addresses
-                    or now.identity != pod.workload.identity
-                ):
-                    self._close(uid, pod)
-                else:
-                    pod.workload = now
-            for uid, workload in wanted.items():
-                if uid not in self._pods:
-                    self._pods[uid] = _Pod(workload)
-                if not self._pods[uid].up:
-                    self._open(self._pods[uid])
-            identities = {one.identity for one in wanted.values()}
-            self._plane.store.retain(identities)
-            self._plane.store.prefetch(identities)
-            self._retry_at = self._plane.loop.time() + RETRY_SECONDS
+        wanted = {one.uid: one for one in self._wanted(snapshot)}
+        for uid, pod in list(self._pods.items()):
+            now = wanted.get(uid)
+            if (
+                now is None
+                or now.addresses != pod.workload.addresses
+                or now.identity != pod.workload.identity
+            ):
+                self._close(uid, pod)
+            else:
+                pod.workload = now
+        for uid, workload in wanted.items():
+            if uid not in self._pods:
+                self._pods[uid] = _Pod(workload)
+            if not self._pods[uid].up:
+                self._open(self._pods[uid])
+        identities = {one.identity for one in wanted.values()}
+        self._plane.store.retain(identities)
+        self._plane.store.prefetch(identities)
+        self._retry_at = self._plane.loop.time() + RETRY_SECONDS
 
     def retry_due(self, now: float) -> bool:
         """Whether pods without listeners should be tried again."""
