@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -65,24 +64,9 @@ async def tls_application(edge: Edge, web: WebAuthority, tmp_path: Path) -> Asyn
     names: list[str] = []
     context.sni_callback = lambda _, name, __: names.append(name)
 
-    writers: list[asyncio.StreamWriter] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        with contextlib.suppress(ssl.SSLError, ConnectionError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    listening = await asyncio.start_server(serve, edge.app.ip, TLS_PORT, ssl=context)
-    yield names
-    listening.close()
-    for writer in writers:
-        writer.transport.abort()
-        with contextlib.suppress(ssl.SSLError, ConnectionError):
-            await writer.wait_closed()
-    await listening.wait_closed()
+    async with Wires() as wires:
+        await wires.echo(edge.app.ip, TLS_PORT, tls=context)
+        yield names
 
 
 @pytest.mark.asyncio

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime
@@ -87,40 +86,27 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SidecarGround]:
 
 @pytest_asyncio.fixture
 async def certificates(ground: SidecarGround, tmp_path: Path) -> AsyncIterator[dict[str, bytes]]:
-    """A TLS server on each of two pods that answers ``<pod> <line>``; gives their certificates by pod."""
+    """A TLS server on each of two pods that answers with what it gets; gives their certificates by pod."""
     authority = create_authority(now=datetime.now(UTC))
     found: dict[str, bytes] = {}
-    servers: list[asyncio.Server] = []
-    for pod in (ground.prod, ground.second):
-        key = new_key()
-        chain = authority.sign(build_request(key, pod.identity), pod.identity, now=datetime.now(UTC))
-        path = tmp_path / f"{pod.name}.pem"
-        path.write_bytes(
-            b"".join(
-                [
-                    key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-                    *(one.public_bytes(Encoding.PEM) for one in chain),
-                ]
+    async with Wires() as wires:
+        for pod in (ground.prod, ground.second):
+            key = new_key()
+            chain = authority.sign(build_request(key, pod.identity), pod.identity, now=datetime.now(UTC))
+            path = tmp_path / f"{pod.name}.pem"
+            path.write_bytes(
+                b"".join(
+                    [
+                        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+                        *(one.public_bytes(Encoding.PEM) for one in chain),
+                    ]
+                )
             )
-        )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(path)
-        found[pod.name] = chain[0].public_bytes(Encoding.DER)
-
-        async def serve(
-            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str = pod.name
-        ) -> None:
-            with contextlib.suppress(ConnectionError, ssl.SSLError):
-                writer.write(f"{name} ".encode() + await reader.readline())
-                await writer.drain()
-                writer.close()
-                await writer.wait_closed()
-
-        servers.append(await asyncio.start_server(serve, pod.ip, SERVER_PORT, ssl=context))
-    yield found
-    for server in servers:
-        server.close()
-        await server.wait_closed()
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(path)
+            found[pod.name] = chain[0].public_bytes(Encoding.DER)
+            await wires.echo(pod.ip, SERVER_PORT, tls=context)
+        yield found
 
 
 def trusting() -> ssl.SSLContext:
@@ -158,7 +144,7 @@ async def test_the_name_decides_and_the_session_is_the_servers(
 ) -> None:
     certificate, answer = await asked(ground.entries[CLIENT, SECURE], name)
     assert certificate == certificates[pod]
-    assert answer == f"{pod} test\n".encode()
+    assert answer == b"test\n"
 
 
 @pytest.mark.asyncio
@@ -186,7 +172,7 @@ async def test_a_client_behind_socks5_says_its_name_after_the_reply(
         await wire.writer.start_tls(trusting(), server_hostname="a.two.example")
         certificate, answer = await talk(wire.reader, wire.writer)
     assert certificate == certificates["second"]
-    assert answer == b"second test\n"
+    assert answer == b"test\n"
 
 
 @pytest.mark.asyncio

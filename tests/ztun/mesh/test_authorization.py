@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 from collections.abc import Sequence
 
@@ -157,9 +156,7 @@ def test_a_negative_hit_overrides_a_positive_one() -> None:
     ],
 )
 def test_cidr_range(block: str, source: str, expected: bool) -> None:
-    assert (
-        matches([((Match(source_ips=net(block)),),)], dataclasses.replace(TLS, source_ip=source)) is expected
-    )
+    assert matches([((Match(source_ips=net(block)),),)], TLS._replace(source_ip=source)) is expected
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 from types import TracebackType
 from typing import Self
@@ -105,10 +106,10 @@ class Wires:
         await application.listen(ip, port)
         return application
 
-    async def echo(self, ip: str, port: int) -> Application:
+    async def echo(self, ip: str, port: int, *, tls: ssl.SSLContext | None = None) -> Application:
         """An application that answers with what it gets, and ends when the other side does."""
         application = Application(self, echo=True)
-        await application.listen(ip, port)
+        await application.listen(ip, port, tls)
         return application
 
     def keep(self, wire: Wire) -> Wire:
@@ -136,9 +137,9 @@ class Application:
         self.accepted = 0
         self.address = ("", 0)
 
-    async def listen(self, ip: str, port: int) -> None:
-        """Start."""
-        server = await asyncio.start_server(self._serve, ip, port, backlog=1024)
+    async def listen(self, ip: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        """Start; with ``tls`` each connection is a TLS session that ends here."""
+        server = await asyncio.start_server(self._serve, ip, port, backlog=1024, ssl=tls)
         self.address = server.sockets[0].getsockname()[:2]
         self._wires.keep_server(server)
 
@@ -152,9 +153,9 @@ class Application:
         if not self._echo:
             self._queue.put_nowait(wire)
             return
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
             while data := await reader.read(LINE_LIMIT_BYTES):
                 await wire.send(data)
-            if not writer.transport.is_closing():
+            if not writer.transport.is_closing() and writer.can_write_eof():
                 wire.end()
         await wire.close()
