@@ -108,6 +108,18 @@ def test_a_reset_by_the_server_reaches_the_client(outbound: Link) -> None:
             connection.recv(1)
 
 
+def test_envoy_gives_up_the_stream_of_an_application_that_ends_first(outbound: Link) -> None:
+    """The client has every byte and the end. That Envoy then resets is its own limit (envoy#47378 would lift it)."""
+    before = outbound.envoy.stat("http2.tx_reset")
+    token = traffic.new_token()
+    with traffic.dial(outbound.command) as connection:
+        connection.sendall(f"linger {token}\n".encode())
+        assert traffic.read_all(connection) == b"bye\n"
+        # although the client's direction is still open
+        assert outbound.application.outcome(token)[:2] == ["eof", "0"]
+    assert outbound.envoy.stat("http2.tx_reset") == before + 1
+
+
 def test_goaway_in_mid_transfer(short_lived: Link) -> None:
     link = short_lived
     with traffic.dial(link.command) as connection:

@@ -112,9 +112,11 @@ class H2Server(RogueServer):
         wires: Wires,
         *,
         answer: Callable[[H2Connection, int], Awaitable[None] | None] = lambda connection, stream: None,
+        echo: bool = True,
         pongs: bool = True,
     ) -> None:
         super().__init__(wires)
+        self._echo = echo
         self._answer = answer
         self._pongs = pongs
         self.events: list[Event] = []
@@ -129,7 +131,7 @@ class H2Server(RogueServer):
         return found
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Feed ``h2``, echo DATA of answered streams."""
+        """Feed ``h2``, echo DATA of answered streams if that is what it does."""
         connection = H2Connection(H2Configuration(client_side=False))
         self.connections.append((connection, writer))
         connection.initiate_connection()
@@ -143,13 +145,20 @@ class H2Server(RogueServer):
                         connection.acknowledge_received_data(
                             event.flow_controlled_length or 0, event.stream_id
                         )
-                        connection.send_data(event.stream_id, event.data or b"")
+                        if self._echo:
+                            connection.send_data(event.stream_id, event.data or b"")
                     if not isinstance(event, WindowUpdated):
                         self.events.append(event)
                     self._news.set()
                 pending = connection.data_to_send()
                 if self._pongs or not any(isinstance(one, PingReceived) for one in self.events):
                     writer.write(pending)
+
+
+def answer_and_end(connection: H2Connection, stream: int) -> None:
+    """Accept a CONNECT, say ``bye`` and end our direction at once; the client's stays open."""
+    answer_ok(connection, stream)
+    connection.send_data(stream, b"bye", end_stream=True)
 
 
 def answer_ok(connection: H2Connection, stream: int) -> None:

@@ -6,12 +6,16 @@ import asyncio
 import gc
 import hashlib
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from h2.events import DataReceived, StreamEnded
 
+from tests.certs.handshake import certificate
 from tests.ztun.proxy.applications import Wire, Wires
 from tests.ztun.proxy.journal import code
 from tests.ztun.proxy.mesh import APP_PORT, Pair, until
+from tests.ztun.proxy.rogue import H2Server, answer_and_end, server_context
 from ztun.hbone.stream import TunnelStream
 from ztun.net.app_socket import AppSocket
 from ztun.net.relay import Relay
@@ -81,6 +85,27 @@ async def test_server_ends_first_and_still_receives(pair: Pair, wires: Wires) ->
     assert await server.ending() == "eof"
     assert code(await pair.near.journal.end()) == ""
     assert code(await pair.far.journal.end()) == ""
+
+
+@pytest.mark.asyncio
+async def test_server_behind_a_proxy_that_is_not_ours_ends_first(
+    pair: Pair, wires: Wires, tmp_path: Path
+) -> None:
+    """The terminator is the ``h2`` package: Envoy as one cannot leave the client's direction open."""
+    terminator = H2Server(wires, answer=answer_and_end, echo=False)
+    context = server_context(tmp_path, certificate(pair.ca.authority, "server"))
+    await terminator.listen(pair.server_ip, context)
+    await pair.start("near")
+    client = await wires.dial(await pair.enter_server())
+    assert await client.receive_all() == b"bye"
+    for number in range(3):
+        await client.send(b"one more thing")
+        await terminator.seen(DataReceived, number + 1)
+    client.end()
+    await terminator.seen(StreamEnded)
+    received = [one for one in terminator.events if isinstance(one, DataReceived)]
+    assert b"".join(one.data or b"" for one in received) == b"one more thing" * 3
+    assert code(await pair.near.journal.end()) == ""
 
 
 @pytest.mark.asyncio
