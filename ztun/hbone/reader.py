@@ -143,7 +143,7 @@ class FrameReader:
             )
         self._preface_left -= take
         if not self._preface_left:
-            self._connection.preface_received()
+            self._connection.control.preface_received()
         return take
 
     # -- DATA ------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ class FrameReader:
         frame, self._control = self._control, bytearray()
         _, _, kind, flags, stream_id = FRAME_HEADER.unpack_from(frame)
         if kind not in (HEADERS, CONTINUATION):
-            self._connection.control_frame(kind, flags, stream_id, frame)
+            self._connection.control.received(kind, flags, stream_id, frame)
             return
         if kind == HEADERS:
             self._block_ends_stream = bool(flags & FLAG_END_STREAM)
@@ -282,7 +282,7 @@ class FrameReader:
             self._block += frame[HEADER_BYTES:]
         if flags & FLAG_END_HEADERS:
             block, self._block = self._block, bytearray()
-            self._connection.header_block(stream_id, block, end_stream=self._block_ends_stream)
+            self._connection.exchange.received(stream_id, block, end_stream=self._block_ends_stream)
 
 
 def _fragment(frame: bytearray, flags: int) -> bytearray:

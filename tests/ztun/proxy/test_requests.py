@@ -284,4 +284,4 @@ async def test_nothing_is_left_of_connections_that_ended(pair: Pair, wires: Wire
     for listener in pair.far.inbound._listeners.values():
         for accepted in listener.tunnels:
             assert accepted.connection is not None
-            assert accepted.connection._slots == len(accepted.connection.streams) == 0
+            assert accepted.connection.exchange.slots == len(accepted.connection.streams) == 0
