@@ -1,4 +1,4 @@
-"""What all tests share: the event loop they run on, and a closing summary of what ran in each tier."""
+"""What all tests share: the event loop they run on, what stays together, and a summary of what ran in each tier."""
 
 from __future__ import annotations
 
@@ -23,12 +23,19 @@ def pytest_asyncio_loop_factories(
     return {"uvloop": uvloop.new_event_loop}
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         # A report carries no markers of its own, only these properties.
         item.user_properties.append(("tier", tier_of(item)))
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.obj = bounded(item.obj, seconds_allowed(item) * PATIENCE)
+
+
+def group_of(item: pytest.Item) -> str:
+    """What stays in one process when a run has several: the containers of the docker tier, else a module."""
+    return "containers" if item.get_closest_marker("docker") else item.nodeid.partition("::")[0]
 
 
 def seconds_allowed(item: pytest.Item) -> float:

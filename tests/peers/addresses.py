@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import socket
 
@@ -27,8 +29,20 @@ class AddressBlock:
 
 
 def free_port(ip: str) -> int:
-    """A port that is free on ``ip`` at this moment; safe on an address of one's own block."""
-    with socket.socket() as probe:
-        probe.bind((ip, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody has on any address, and that this process gives to nobody else.
+
+    Proxies listen for metrics on all addresses, so a port that is free on ``ip`` alone may be taken. Below the range
+    of ephemeral ports no connection that is being made can take it before it is used.
+    """
+    for _ in range(_PORTS_PER_PROCESS):
+        port = next(_ports)
+        with socket.socket() as anywhere, contextlib.suppress(OSError):
+            anywhere.bind(("0.0.0.0", port))
+            return port
+    raise OSError(f"no free port for {ip} among {_PORTS_PER_PROCESS}")
+
+
+_PORTS = range(20_000, 32_000)
+_PORTS_PER_PROCESS = 1_000  # a process has a thousand to itself, and its neighbours others
+_first = _PORTS.start + os.getpid() % (len(_PORTS) // _PORTS_PER_PROCESS) * _PORTS_PER_PROCESS
+_ports = itertools.cycle(range(_first, _first + _PORTS_PER_PROCESS))

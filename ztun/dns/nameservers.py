@@ -7,9 +7,6 @@ import ipaddress
 from pathlib import Path
 from typing import TypeAlias
 
-import dns.exception
-import dns.resolver
-
 from ztun.mesh.model import canonical_ip
 from ztun.telemetry.logging import get_logger
 
@@ -54,6 +51,8 @@ class ResolvConf:
         if version == self._version:
             return
         self._version = version
+        import dns.resolver  # a proxy that resolves nothing does without it and its clients of DNS over HTTPS and QUIC
+
         resolver = dns.resolver.Resolver(configure=False)
         try:
             resolver.read_resolv_conf(str(self._path))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from ztun.net.listeners import finish_all
 from ztun.proxy.entries import open_forward
 from ztun.proxy.inbound import Inbound
-from ztun.proxy.inpod import InpodPods
 from ztun.proxy.outbound import Outbound
 from ztun.proxy.passthrough import Passthrough
 from ztun.proxy.pods import Pods
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from ztun.errors import ZtunError
     from ztun.mesh.snapshot import Snapshot
     from ztun.net.listeners import Listener
+    from ztun.proxy.inpod import InpodPods
     from ztun.proxy.plane import Plane
     from ztun.telemetry.config_dump import ServedWorkload
 
@@ -49,6 +49,8 @@ class NodeRole:
         self._pods = Pods(plane, self._outbound, self._inbound, Passthrough(plane))
         self._inpod: InpodPods | None = None
         if plane.settings.inpod is not None:
+            from ztun.proxy.inpod import InpodPods  # with Protocol Buffers, which nobody else needs
+
             self._inpod = InpodPods(plane, plane.settings.inpod)
         self._forwards: list[Listener] = []
 

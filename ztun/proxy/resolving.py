@@ -40,6 +40,8 @@ def dns_surroundings(
     dns = settings.dns or DnsSettings()
     own = settings.inpod is None
     resolv_conf = ResolvConf(dns.resolv_conf, from_pods=not own)
+    if settings.dns is not None:
+        resolv_conf.nameservers()  # read now, for no query should wait for what that needs
 
     def options() -> ZoneOptions:
         search = resolv_conf.search() if own else None

@@ -251,13 +251,18 @@ async def test_a_connection_by_name_goes_through_the_mesh(
 @pytest.mark.asyncio
 async def test_the_log_says_who_asked_for_what(scene: Scene) -> None:
     await scene.look_up("echo.default.svc.cluster.local.")
-    (line,) = [
-        line
-        for line in lines(scene.near.proxy)
-        if line.get("scope") == "dns"
-        and line.get("domain") == "echo.default.svc.cluster.local."
-        and line.get("query") == "A"
-    ][-1:]
+
+    def written() -> list[dict[str, Any]]:
+        return [
+            line
+            for line in lines(scene.near.proxy)
+            if line.get("scope") == "dns"
+            and line.get("domain") == "echo.default.svc.cluster.local."
+            and line.get("query") == "A"
+        ]
+
+    await wait_for(scene.near.proxy, "logged the query", lambda: bool(written()))
+    line = written()[-1]
     assert line["level"] == "debug"
     assert (line["src.workload"], line["src.namespace"]) == ("client", "default")
     assert (line["result"], line["endpoints"]) == ("success", 1)
