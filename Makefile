@@ -1,9 +1,13 @@
 # A target per habit. Each sets up .venv by itself, once for every change of pyproject.toml.
 
 # The system's interpreter first: distributions build theirs with profile-guided and link-time optimisation, which
-# others often lack, and every figure of the data path follows from it.
-PYTHON ?= $(shell /usr/bin/python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-	&& echo /usr/bin/python3 || echo python3)
+# others often lack, and every figure of the data path follows from it. It may come without pip.
+SYSTEM_PYTHON := /usr/bin/python3
+PYTHON ?= $(shell $(SYSTEM_PYTHON) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+	{ $(SYSTEM_PYTHON) -m ensurepip --version || python3 -m pip --version; } >/dev/null 2>&1 && \
+	echo $(SYSTEM_PYTHON) || echo python3)
+# Every test starts processes; without compiled files each would spend a fifth of its start on compiling.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -49,7 +53,9 @@ clean:
 
 # pip 25.1 is the first that installs dependency groups.
 $(READY): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || $(PYTHON) -m venv --without-pip $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null 2>&1 || \
+		python3 -m pip --quiet --python $(BIN)/python install pip
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable . --group dev
 	touch $@
