@@ -15,7 +15,6 @@ from certs.errors import CertError
 from ztun.errors import ZtunError
 
 EXIT_FAILURE = 1
-EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 _HINTS = {

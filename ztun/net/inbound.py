@@ -117,11 +117,3 @@ class InboundTunnel(TunnelSession):
         """Forget the tunnel."""
         self.settings_received()
         self._user.tunnel_closed(self)
-
-
-def describe_tls(transport: TlsTransport) -> tuple[str, str]:
-    """(protocol version, cipher suite) of a session, for dumps; empty before the handshake."""
-    session = transport.session
-    if session is None:
-        return "", ""
-    return session.get_protocol_version_name(), session.get_cipher_name() or ""

@@ -60,7 +60,6 @@ class Tunnel(TunnelSession):
         self._settled: asyncio.Future[None] = poller.loop.create_future()
         self._unanswered = Unanswered(poller.loop)
         self.idle_since = poller.loop.time()
-        self.source_kept = True
 
     async def ready(self, timeouts: TunnelTimeouts) -> None:
         """Wait until streams can be opened. Raises what ended the tunnel, or the stage that took too long."""
@@ -210,7 +209,6 @@ async def dial_tunnel(
     dial = await connect(
         address, options=options, timeout=timeouts.connect, source_ip=source_ip, namespace=namespace
     )
-    tunnel.source_kept = dial.source_kept
     try:
         tunnel.tls.connected(dial.sock)
         tunnel.tls.start(open_session(context, "client", expectation))

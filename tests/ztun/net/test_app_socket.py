@@ -5,83 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
 import pytest
-import pytest_asyncio
 
-from tests.ztun.proxy.applications import Wire, Wires
-from tests.ztun.proxy.mesh import LoopbackAddresses, until
+from tests.ztun.net.ends import Ends
+from tests.ztun.proxy.mesh import until
 from ztun.hbone.wire import ErrorCode
-from ztun.net.app_socket import EARLY_BYTES, HELD_BYTES, AppSocket
-from ztun.net.dial import SocketOptions
-from ztun.net.listeners import listen
-from ztun.net.poller import Poller
+from ztun.net.app_socket import EARLY_BYTES, HELD_BYTES
 
 pytestmark = pytest.mark.net
-
-
-@dataclass
-class Recorder:
-    """The other side of a socket: takes ``space`` bytes, then asks to stop."""
-
-    space: int = 1 << 30
-    data: bytearray = field(default_factory=bytearray)
-    ended: bool = False
-    aborted: int | None = None
-    drained: int = 0
-    closed: list[Exception | None] = field(default_factory=list)
-
-    def room(self) -> int:
-        return max(0, self.space - len(self.data))
-
-    def offer(self, data: memoryview) -> bool:
-        self.data += data
-        return self.room() > 0
-
-    def offer_end(self) -> None:
-        self.ended = True
-
-    def abort(self, code: int) -> None:
-        self.aborted = code
-
-    def sink_drained(self) -> None:
-        self.drained += 1
-
-    def socket_closed(self, sock: AppSocket, error: Exception | None) -> None:
-        self.closed.append(error)
-
-
-@dataclass
-class Ends:
-    """A connection: our socket, and the application's end."""
-
-    ours: AppSocket
-    theirs: Wire
-    other: Recorder
-
-    def start(self) -> None:
-        self.ours.own(self.other)
-        self.ours.start(self.other, self.other)
-
-
-@pytest_asyncio.fixture
-async def ends() -> AsyncIterator[Ends]:
-    made: list[AppSocket] = []
-
-    def accept(sock: socket.SocketType, *_: object) -> None:
-        made.append(AppSocket(poller, sock))
-
-    poller = Poller(asyncio.get_running_loop())
-    server = listen(poller, LoopbackAddresses().take(), 0, accept, SocketOptions(), purpose="a test")
-    async with Wires() as wires:
-        theirs = await wires.dial(server.address)
-        await until(lambda: bool(made))
-        yield Ends(made[0], theirs, Recorder())
-        made[0].abort(ErrorCode.CANCEL)
-        server.close()
-        poller.close()
 
 
 @pytest.mark.asyncio

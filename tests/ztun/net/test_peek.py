@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
-from tests.ztun.net.test_app_socket import Ends, Recorder
+from tests.ztun.net.ends import Ends
 from tests.ztun.net.test_client_hello import hello_of, records
-from tests.ztun.proxy.applications import Wires
-from tests.ztun.proxy.mesh import LoopbackAddresses, until
-from ztun.hbone.wire import ErrorCode
-from ztun.net.app_socket import EARLY_BYTES, AppSocket
+from tests.ztun.proxy.mesh import until
+from ztun.net.app_socket import EARLY_BYTES
 from ztun.net.client_hello import MAX_HELLO_BYTES, ClientHello
-from ztun.net.dial import SocketOptions
-from ztun.net.listeners import listen
 from ztun.net.peek import peek_client_hello
-from ztun.net.poller import Poller
 
 pytestmark = pytest.mark.net
 
 PATIENT_SECONDS = 3600.0
 HELLO = hello_of("db.example.com")
-
-
-@pytest_asyncio.fixture
-async def ends() -> AsyncIterator[Ends]:
-    made: list[AppSocket] = []
-
-    def accept(sock: socket.SocketType, *_: object) -> None:
-        made.append(AppSocket(poller, sock))
-
-    poller = Poller(asyncio.get_running_loop())
-    server = listen(poller, LoopbackAddresses().take(), 0, accept, SocketOptions(), purpose="a test")
-    async with Wires() as wires:
-        theirs = await wires.dial(server.address)
-        await until(lambda: bool(made))
-        yield Ends(made[0], theirs, Recorder())
-        made[0].abort(ErrorCode.CANCEL)
-        server.close()
-        poller.close()
 
 
 async def forwarded(ends: Ends, count: int) -> bytes:

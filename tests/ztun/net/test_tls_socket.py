@@ -16,7 +16,7 @@ from OpenSSL import SSL
 
 from tests.peers.tls_client import TlsClient, client_context
 from tests.peers.web_certificates import WebAuthority
-from tests.ztun.net.test_app_socket import Recorder
+from tests.ztun.net.ends import Recorder
 from tests.ztun.proxy.applications import Wires
 from tests.ztun.proxy.mesh import LoopbackAddresses, until
 from ztun.errors import TunnelTlsError
