@@ -19,7 +19,7 @@ demo: $(READY)
 
 # Two at a time, a module or the containers whole: much of a run is waiting.
 test: $(READY)
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 # What make test does with containers, alone.
 e2e: $(READY)

@@ -10,9 +10,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import pytest
 import uvloop
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 TIERS = ("unit", "net", "peer", "netns", "docker", "soak", "fuzz")
 NO_TIER = "(no tier)"
+SHARED = ("tests/e2e/", "tests/ztun/nodes/")  # fixtures of these packages last longer than a module
 PATIENCE = 0.9  # of the limit of a test; the rest is left for its clean-up before pytest-timeout ends the run
 
 
@@ -23,19 +26,25 @@ def pytest_asyncio_loop_factories(
     return {"uvloop": uvloop.new_event_loop}
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         # A report carries no markers of its own, only these properties.
         item.user_properties.append(("tier", tier_of(item)))
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.obj = bounded(item.obj, seconds_allowed(item) * PATIENCE)
 
 
-def group_of(item: pytest.Item) -> str:
-    """What stays in one process when a run has several: the containers of the docker tier, else a module."""
-    return "containers" if item.get_closest_marker("docker") else item.nodeid.partition("::")[0]
+class Rooms(LoadScopeScheduling):
+    """What stays in one process when a run has several: all that shares containers or namespaces, else a module."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((room for room in SHARED if nodeid.startswith(room)), nodeid.partition("::")[0])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Rooms:
+    """Used by ``--dist loadscope``."""
+    return Rooms(config, log)
 
 
 def seconds_allowed(item: pytest.Item) -> float:
