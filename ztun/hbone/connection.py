@@ -182,10 +182,7 @@ class TunnelConnection:
     # -- flow control ----------------------------------------------------------------------------------------
 
     def credit_connection(self, size: int) -> None:
-        """Payload came: return its connection credit now, or when some of what is held has been delivered."""
-        if self.held > self.settings.held_limit:
-            self._debt += size
-            return
+        """Return the connection credit of payload that was delivered, or may be held."""
         self._owed += size
         if self._owed >= self._credit_threshold:
             self.recv_window += self._owed
@@ -199,12 +196,21 @@ class TunnelConnection:
             self.reply(window_update(stream.id, stream.owed))
             stream.owed = 0
 
+    def hold(self, size: int) -> None:
+        """Payload waits for its stream's other side; above the limit its connection credit waits with it."""
+        self.held += size
+        if self.held > self.settings.held_limit:
+            self._debt += size
+        else:
+            self.credit_connection(size)
+
     def release_held(self, size: int) -> None:
         """Held payload was delivered or dropped."""
         self.held -= size
-        if self._debt and self.held <= self.settings.held_limit:
-            debt, self._debt = self._debt, 0
-            self.credit_connection(debt)
+        due = self._debt - max(0, self.held - self.settings.held_limit)
+        if due > 0:
+            self._debt -= due
+            self.credit_connection(due)
 
     def wait_for_room(self, stream: TunnelStream) -> None:
         """Call ``try_resume`` of the stream when a window or the transport opens."""
@@ -288,14 +294,14 @@ class TunnelConnection:
             self.reply(goaway(MAX_STREAM_ID, ErrorCode.NO_ERROR))
             self._final_goaway_at = now + self.settings.drain_round_trip
 
-    def terminate(self, code: ErrorCode, reason: str) -> None:
-        """Send GOAWAY and close at once; every stream is told."""
+    def terminate(self, code: ErrorCode, reason: str, *, lost: bool = False) -> None:
+        """Send GOAWAY and close at once; every stream is told. ``lost`` says that it is a failure whatever the code."""
         if self.closed:
             return
         # RFC 9113 section 6.8: the last stream id must not rise after an earlier GOAWAY
         last = min(self.exchange.highest, self.exchange.accept_until)
         self.output.append(goaway(last, code, reason.encode()[:256]))
-        self._end(code, reason)
+        self._end(ErrorCode.CONNECT_ERROR if lost else code, reason)
         self.output.close()
 
     def transport_lost(self, reason: str) -> None:
@@ -325,7 +331,7 @@ class TunnelConnection:
             self.reply(goaway(self.exchange.highest, ErrorCode.NO_ERROR))
         if self.control.peer_is_dead(now):
             silence = self.settings.ping_timeout
-            self.terminate(ErrorCode.NO_ERROR, f"no answer to PING within {silence:g} s")
+            self.terminate(ErrorCode.NO_ERROR, f"no answer to PING within {silence:g} s", lost=True)
             return
         if ping := self.control.keep_alive(now):
             self.reply(ping)

@@ -126,7 +126,6 @@ class FrameReader:
                     # a whole frame of payload, as nearly all are, passed on with two calls less
                     stream = connection.streams.get(stream_id & STREAM_ID_MASK)
                     if stream is not None and stream.takes_payload(length):
-                        connection.credit_connection(length)
                         stream.payload_received(data[position : position + length])
                         position += length
                         continue
@@ -209,9 +208,10 @@ class FrameReader:
         if stream is not None and stream.closed:
             stream = self._stream = None
         if payload > 0:
-            connection.credit_connection(payload)
             if stream is not None:
                 stream.payload_received(data[position : position + payload])
+            else:
+                connection.credit_connection(payload)
         if take > payload:
             self._padding_consumed(take - payload)
             self._padding -= take - payload

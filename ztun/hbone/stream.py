@@ -155,18 +155,20 @@ class TunnelStream:
     def payload_received(self, data: memoryview) -> None:
         """Pass payload on; its credit follows its delivery."""
         size = len(data)
+        connection = self.connection
         self.bytes_received += size
         sink = self.sink
         if sink is not None:
             if sink.offer(data):
+                connection.credit_connection(size)
                 self.owed += size
-                if self.owed >= self.connection.stream_credit_threshold:
-                    self.connection.credit_stream(self)
+                if self.owed >= connection.stream_credit_threshold:
+                    connection.credit_stream(self)
                 return
         else:
             self.early.append(bytes(data))
         self.held += size
-        self.connection.held += size
+        connection.hold(size)
 
     def end_received(self) -> None:
         """The peer sent its last byte."""

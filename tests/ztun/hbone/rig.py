@@ -206,12 +206,15 @@ class Bench:
         assert [abuse for abuse, _ in self.owner.trips] == [abuse]
         self.assert_closed(ErrorCode.ENHANCE_YOUR_CALM)
 
-    def assert_closed(self, code: ErrorCode) -> GoAwayFrame:
-        """The connection ended with GOAWAY of this code as its last frame, and nothing of it is left."""
+    def assert_closed(self, code: ErrorCode, *, told: ErrorCode | None = None) -> GoAwayFrame:
+        """The connection ended with GOAWAY of this code as its last frame, and nothing of it is left.
+
+        ``told`` is what the owner heard, if it is another code.
+        """
         last = self.sent()[-1]
         assert isinstance(last, GoAwayFrame)
         assert last.error_code == code
-        assert [code for code, _ in self.owner.ends] == [code]
+        assert [heard for heard, _ in self.owner.ends] == [told or code]
         assert self.tunnel.closed
         assert self.wire.closed
         assert not self.tunnel.streams
