@@ -1,7 +1,7 @@
 """The read and write buffers that all connections of one event loop share.
 
-``buffer_updated`` is synchronous: whatever is in a buffer has left it when the callback returns, so one of each is
-enough for any number of connections. An idle connection then costs no buffer at all.
+Whoever is told of an event handles it at once: whatever is in a buffer has left it when the call returns, so one of
+each is enough for any number of connections. An idle connection then costs no buffer at all.
 """
 
 from __future__ import annotations

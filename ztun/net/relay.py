@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ztun.errors import RelayError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.net.app_socket import AppSocket
+from ztun.net.stream_socket import Unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,6 +82,16 @@ class Relay:
         server = self.server
         return server.bytes_read if isinstance(server, AppSocket) else server.bytes_received
 
+    @property
+    def bytes_delivered(self) -> int:
+        """Bytes that both ends have handed on, to the kernel or to a tunnel: a slow reader moves, too."""
+        return _handed_on(self.client) + _handed_on(self.server)
+
+    @property
+    def bytes_unacknowledged(self) -> int:
+        """Bytes that the kernels of the two ends' peers have not confirmed, on sockets of our own."""
+        return sum(end.unacknowledged for end in (self.client, self.server) if isinstance(end, AppSocket))
+
     def cut(self, error: ZtunError, code: ErrorCode = ErrorCode.CANCEL) -> None:
         """End the connection for a reason of our own; both ends see a reset."""
         if not self.finished:
@@ -94,10 +105,13 @@ class Relay:
         """One socket is gone."""
         if error is None:
             self._end_done()
-        else:
-            who = "client" if sock is self.client else "server"
-            code = "connection_reset" if isinstance(error, ConnectionError) else "socket_error"
-            self._fail(sock, RelayError(code, f"the {who} reset the connection"))
+            return
+        who = "client" if sock is self.client else "server"
+        if isinstance(error, Unread):
+            self._fail(sock, RelayError("unread", f"the {who} does not read the last bytes: {error}"))
+            return
+        code = "connection_reset" if isinstance(error, ConnectionError) else "socket_error"
+        self._fail(sock, RelayError(code, f"the {who} reset the connection"))
 
     def stream_closed(self, stream: TunnelStream) -> None:
         """One stream ended in both directions."""
@@ -142,6 +156,10 @@ class Relay:
                     end.release()
                     end.part()
             on_finish(error)
+
+
+def _handed_on(end: AppSocket | TunnelStream) -> int:
+    return end.bytes_written - end.queued if isinstance(end, AppSocket) else end.bytes_sent
 
 
 def _read_ended(end: AppSocket | TunnelStream) -> bool:

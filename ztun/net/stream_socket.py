@@ -7,9 +7,11 @@ A subclass says where bytes go to (``_space``, ``_received``, ``_ended``) and he
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
+import termios
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,14 @@ from ztun.net.poller import BROKEN, READABLE, WRITABLE
 if TYPE_CHECKING:
     from ztun.net.poller import Poller
 
+UNREAD_SECONDS = 45.0
+"""How long a peer may take nothing of what is left when all else has ended: as long as a half-closed connection."""
 _LINGER_RESET = struct.pack("ii", 1, 0)
+_INT = struct.Struct("i")
+
+
+class Unread(OSError):
+    """The peer has stopped to read, and the rest is given up."""
 
 
 class StreamSocket:
@@ -79,6 +88,16 @@ class StreamSocket:
     def queued(self) -> int:
         """How many bytes the kernel has not taken yet."""
         return self._queued
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many bytes the peer's kernel has not confirmed, beside those in the queue."""
+        if self._sock is None or self.closed:
+            return 0
+        try:
+            return int(_INT.unpack(fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(_INT.size)))[0])
+        except OSError:
+            return 0
 
     @property
     def reading(self) -> bool:
@@ -164,8 +183,25 @@ class StreamSocket:
         self._finishing = True
         if self._queued:
             self._want(WRITABLE)
+            self._expect_progress()
         else:
-            self._end(None)
+            self._finished()
+
+    def _finished(self) -> None:
+        """What was queued is with the kernel: close."""
+        self._end(None)
+
+    def _expect_progress(self) -> None:
+        """Give a peer that has to take the rest ``UNREAD_SECONDS`` for each step; nobody else looks after it."""
+        self._poller.loop.call_later(UNREAD_SECONDS, self._look_for_progress, self._queued)
+
+    def _look_for_progress(self, queued: int) -> None:
+        if self.closed:
+            return
+        if self._queued < queued:
+            self._expect_progress()
+        else:
+            self._reset(Unread(f"none of {self._queued} in {UNREAD_SECONDS:g} s"))
 
     def _end(self, error: Exception | None) -> None:
         """Close now; what is queued is lost."""
@@ -252,7 +288,7 @@ class StreamSocket:
         if not self._queued:
             self._want(self._events & ~WRITABLE)
             if self._finishing:
-                self._end(None)
+                self._finished()
                 return
             if self._end_due:
                 self._end_due = False

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from OpenSSL import SSL
 from OpenSSL._util import ffi, lib
 
+from ztun.net.poller import READABLE
 from ztun.net.stream_socket import StreamSocket
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 CONGESTED_BYTES = 512 * 1024  # above this much unsent ciphertext the sources of a tunnel are stopped
 RELAXED_BYTES = 128 * 1024
+LINGER_SECONDS = 2.0  # for the peer's FIN after ours, again while it still takes what we sent
 _MAX_RECORD_BYTES = 16_384  # RFC 8446 section 5.1
 _WANT_READ = 2  # SSL_ERROR_WANT_READ
 _ZERO_RETURN = 6  # SSL_ERROR_ZERO_RETURN: the peer's close_notify
@@ -58,6 +60,7 @@ class TlsTransport(StreamSocket):
         "_from_ssl",
         "_handshaken",
         "_into_ssl",
+        "_lingering",
         "_pending",
         "_scheduled",
         "_ssl",
@@ -76,6 +79,7 @@ class TlsTransport(StreamSocket):
         self._scheduled = False
         self._handshaken = False
         self._closing = False
+        self._lingering = False
         self.session: SSL.Connection | None = None
         self.error: Exception | None = None
 
@@ -98,6 +102,8 @@ class TlsTransport(StreamSocket):
 
     def _received(self, size: int) -> None:
         """Decrypt what came and give it away before returning."""
+        if self._lingering:
+            return
         lib.BIO_write(self._into_ssl, self._buffers.wire_in.pointer, size)
         if self._handshaken:
             self._decrypt()
@@ -106,10 +112,37 @@ class TlsTransport(StreamSocket):
 
     def _ended(self) -> None:
         """The peer's socket ended without close_notify, or after it: the tunnel is over either way."""
+        if self._lingering:
+            self._end(None)
+            return
         if not self._handshaken and self.error is None:
             self.error = SSL.SysCallError(-1, "Unexpected EOF")
         self._closing = True
         self._finish()
+
+    def _finished(self) -> None:
+        """Send FIN, and close when the peer has, or reads no more.
+
+        Were the socket closed at once, what the peer still sends (a WINDOW_UPDATE for our last bytes) would be answered
+        with RST, and both kernels throw away what is under way (RFC 9293 section 3.6.1).
+        """
+        if self._read_over or self._lingering or not self._watched:
+            self._end(None)
+            return
+        self._lingering = True
+        self._tell_closed(None)
+        self._write_end()
+        if not self.closed:
+            self._want(READABLE)
+            self._poller.lingering[self] = None
+            self._poller.loop.call_later(LINGER_SECONDS, self._look_for_end, self.unacknowledged)
+
+    def _look_for_end(self, before: int) -> None:
+        left = self.unacknowledged
+        if 0 < left < before:
+            self._poller.loop.call_later(LINGER_SECONDS, self._look_for_end, left)
+        else:
+            self._end(None)
 
     def _congested(self) -> None:
         """The kernel takes no more."""
@@ -120,9 +153,16 @@ class TlsTransport(StreamSocket):
         self._user.drained()
 
     def _gone(self, error: Exception | None) -> None:
-        """The socket is gone: tell of it in the next turn, not in the middle of what was its end."""
+        """The socket is gone."""
         self._closing = True
         self._pending.clear()
+        if self._lingering:
+            self._poller.lingering.pop(self, None)
+        else:
+            self._tell_closed(error)
+
+    def _tell_closed(self, error: Exception | None) -> None:
+        """In the next turn, not in the middle of what was its end."""
         self._poller.loop.call_soon(self._user.closed, self.error or error)
 
     # -- output ----------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ An :class:`AppSocket` with a session in between, so a relay takes it like any ot
 
 1. No more ciphertext is read than the sink has room for as plaintext; what the session keeps is one record.
 2. An orderly end is ``close_notify`` in either direction, each by itself (RFC 8446 section 6.1). A FIN without it is
-   a truncation, and the other side gets a reset: it could not tell half a message from a whole one.
+   a truncation, and the other side gets a reset: it could not tell half a message from a whole one. Only a client that
+   was told the end before may leave so: there was nothing left to say.
 """
 
 from __future__ import annotations

@@ -59,6 +59,7 @@ class LiveConnection:
     half_closed_since: float = 0.0
     moved: int = 0
     moved_at: float = 0.0
+    unacknowledged: int = 0
     idle_timeout: float = 0.0
     """From the destination's traffic policy, as ``ends_at``; 0 switches a limit off."""
     ends_at: float = 0.0
@@ -205,7 +206,7 @@ class Connections:
             if relay is None or relay.finished:
                 continue
             self._publish(connection)
-            moved = connection.published_up + connection.published_down
+            moved = connection.published_up + connection.published_down + relay.bytes_delivered
             if moved != connection.moved:
                 connection.moved, connection.moved_at = moved, now
             if relay.half_closed:
@@ -233,7 +234,7 @@ class Connections:
             )
         elif connection.half_closed_since and limits.half_closed:
             since = max(connection.half_closed_since, connection.moved_at)
-            if now - since >= limits.half_closed:
+            if now - since >= limits.half_closed and not self._still_read(connection, relay, now):
                 relay.cut(
                     RelayError(
                         "half_closed_timeout",
@@ -241,11 +242,19 @@ class Connections:
                         hint="ZTUN_HALF_CLOSED_TIMEOUT sets the limit",
                     )
                 )
-        elif idle and now - connection.moved_at >= idle:
+        elif idle and now - connection.moved_at >= idle and not self._still_read(connection, relay, now):
             hint = "ZTUN_IDLE_TIMEOUT sets the limit"
             if connection.idle_timeout:
                 hint = "connectionPool.tcp.idleTimeout of the DestinationRule sets the limit"
             relay.cut(RelayError("idle_timeout", f"no byte for {idle:g} s", hint=hint), ErrorCode.NO_ERROR)
+
+    def _still_read(self, connection: LiveConnection, relay: Relay, now: float) -> bool:
+        """Whether what the kernel holds for a slow reader has become another amount since this was last asked."""
+        before, connection.unacknowledged = connection.unacknowledged, relay.bytes_unacknowledged
+        if connection.unacknowledged in (0, before):
+            return False
+        connection.moved_at = now
+        return True
 
     # -- reports ---------------------------------------------------------------------------------------------
 

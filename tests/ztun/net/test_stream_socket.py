@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from tests.ztun.proxy.mesh import until
+from ztun.net import stream_socket
 from ztun.net.poller import Poller
 from ztun.net.stream_socket import StreamSocket
 
@@ -196,3 +197,16 @@ async def test_an_error_of_its_user_resets_the_connection_and_is_reported(
     assert isinstance(ours.error, ValueError)
     with pytest.raises(ConnectionResetError):
         await asyncio.get_running_loop().sock_recv(theirs, 1)
+
+
+@pytest.mark.asyncio
+async def test_who_takes_nothing_of_the_rest_is_given_up(
+    ours: Recording, theirs: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_socket, "UNREAD_SECONDS", 0.01)
+    for _ in range(PIECES):
+        ours._write(PIECE)
+    ours._finish()
+    assert not ours.closed
+    await until(lambda: ours.closed)
+    assert isinstance(ours.error, stream_socket.Unread)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,16 @@ from tests.ztun.proxy.rogue import H2Client, H2Server, RogueServer, client_conte
 from ztun.config import ConnectionTimeouts
 from ztun.errors import NetworkPolicySuspected
 from ztun.mesh.model import HBONE_PORT
+from ztun.net.relay import Relay
 from ztun.net.tunnel import TunnelTimeouts
 from ztun.telemetry.access_log import ConnectionReport
 
 pytestmark = pytest.mark.net
 
 SHORT_SECONDS = 0.1
+LAST_BYTES = 3 << 20  # less than a stream's window: the server is done while the client has hardly begun
+SMALL_WINDOW_BYTES = 16_384
+READ_BYTES = 65_536
 
 
 async def failed_connection(pair: Pair, wires: Wires, timeouts: TunnelTimeouts) -> ConnectionReport:
@@ -247,3 +252,54 @@ async def test_idle_connections_stay_by_default(pair: Pair, wires: Wires) -> Non
     pair.near.look_at_connections(1e6)
     pair.far.look_at_connections(1e6)
     await exchange(client, server)
+
+
+async def leaving(pair: Pair, wires: Wires, timeouts: ConnectionTimeouts) -> tuple[Wire, Relay]:
+    """A client with a small window whose server has said a lot and ended; the client's proxy holds the rest."""
+    client, server = await standing(pair, wires, timeouts)
+    sock: socket.socket = client.writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_WINDOW_BYTES)
+    sending = asyncio.create_task(server.send(bytes(LAST_BYTES)))
+    (connection,) = pair.near.plane.connections
+    relay = connection.relay
+    assert relay is not None
+    await sending
+    server.end()
+    await until(lambda: relay.half_closed)
+    return client, relay
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("timeouts", [ConnectionTimeouts(half_closed=45), ConnectionTimeouts(idle=45)])
+async def test_who_reads_the_last_bytes_slowly_gets_all_of_them(
+    pair: Pair, wires: Wires, timeouts: ConnectionTimeouts
+) -> None:
+    client, relay = await leaving(pair, wires, timeouts)
+
+    def taken() -> int:
+        return relay.bytes_delivered - relay.bytes_unacknowledged
+
+    seconds, received = 1.0, 0
+    pair.near.look_at_connections(seconds)
+    while taken() < LAST_BYTES:
+        before = taken()
+        while taken() == before:
+            received += len(await client.receive(min(READ_BYTES, LAST_BYTES - received)))
+            await asyncio.sleep(0)
+        seconds += 40
+        pair.near.look_at_connections(seconds)
+        assert not pair.near.journal.ends
+    assert seconds > 5 * 45
+    assert len(await client.receive(LAST_BYTES - received)) == LAST_BYTES - received
+    client.end()
+    assert await client.ending() == "eof"
+    assert code(await pair.near.journal.end()) == ""
+
+
+@pytest.mark.asyncio
+async def test_who_does_not_read_the_last_bytes_is_given_up(pair: Pair, wires: Wires) -> None:
+    await leaving(pair, wires, ConnectionTimeouts(half_closed=45))
+    for seconds in (1, 47, 93):
+        assert not pair.near.journal.ends
+        pair.near.look_at_connections(seconds)
+    assert code(await pair.near.journal.end()) == "half_closed_timeout"
