@@ -33,7 +33,7 @@ ERRORS = (ZtunError, CertError, TlsRejection)
 # A code that is put together, or handed over with its hint: by the place, what it can be.
 COMPUTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("ztun/net/relay.py", "code"): ("connection_reset", "socket_error"),
-    ("ztun/net/opening.py", "name"): ("stream_refused", "stream_reset"),
+    ("ztun/net/opening.py", "name"): ("stream_refused", "stream_reset", "tunnel_lost"),
     ("ztun/proxy/site.py", "code"): ("dns_empty", "dns_lookup"),
     ("waypoint/server/sandwich.py", "code"): ("proxy_header", "proxy_header_missing"),
 }

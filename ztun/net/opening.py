@@ -38,16 +38,21 @@ class Opening:
         if self.stream is not None:
             self.stream.abort(ErrorCode.CANCEL)
 
-    def too_late(self, seconds: float) -> None:
-        """The peer takes too long."""
+    def too_late(self, seconds: float, asked: float) -> None:
+        """The peer takes too long: ``seconds`` since ``asked``, on the clock of the loop."""
         assert self.stream is not None
         self.stream.abort(ErrorCode.CANCEL)
+        hint = "the destination's application may not accept connections"
+        connection = self.tunnel.connection
+        if connection is not None and connection.received_at <= asked:
+            hint = "its proxy has sent nothing at all since then: is the node or the network down?"
+            self.tunnel.retire()
         self._settle(
             None,
             ConnectError(
                 "connect_response_timeout",
                 f"the peer did not answer CONNECT within {seconds:g} s",
-                hint="the destination's application may not accept connections",
+                hint=hint,
                 peer=self.tunnel.remote,
             ),
         )
@@ -72,6 +77,8 @@ class Opening:
     def stream_reset(self, stream: TunnelStream, code: int, reason: str) -> None:
         """No answer will come."""
         name = "stream_refused" if code == ErrorCode.REFUSED_STREAM else "stream_reset"
+        if self.tunnel.connection is None or self.tunnel.connection.closed:
+            name = "tunnel_lost"
         self._settle(None, TunnelError(name, reason, peer=self.tunnel.remote))
 
     def _settle(self, stream: TunnelStream | None, failure: ZtunError | None) -> None:
@@ -112,9 +119,9 @@ class Unanswered:
         self._timer = None
         waiting, now = self._waiting, self._loop.time()
         while waiting and (waiting[0][2].settled or waiting[0][0] <= now):
-            _, timeout, opening = waiting.popleft()
+            due, timeout, opening = waiting.popleft()
             if not opening.settled:
-                opening.too_late(timeout)
+                opening.too_late(timeout, due - timeout)
         if waiting and self._timer is None:
             self._timer = self._loop.call_at(waiting[0][0], self._look)
 

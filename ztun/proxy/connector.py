@@ -32,10 +32,11 @@ ATTEMPTS = 2  # the first endpoint and one other; no byte of the client was cons
 MAX_KEEPALIVE_SECONDS = 32_767  # what Linux accepts
 MAX_KEEPALIVE_PROBES = 127
 _SERVICE_UNAVAILABLE = 503
-_NOT_LOOKED_AT = frozenset(
+_OF_THE_TUNNEL = frozenset(
     {"stream_refused", "tls_closed", "tunnel_lost", "tunnel_closed", "tunnel_unusable"}
 )
-"""Failures after which the peer cannot have looked at the request: a listener that closes, a proxy that drains."""
+"""Failures after which a new tunnel to the same endpoint may do better: a listener that closed, a proxy that drains, a
+tunnel that had been dead for a while. Nothing of the client's was consumed."""
 
 
 class Reached(NamedTuple):
@@ -85,7 +86,7 @@ class Connector:
                 try:
                     route = another(excluded)
                 except RouteError:
-                    if error.code not in _NOT_LOOKED_AT:
+                    if error.code not in _OF_THE_TUNNEL:
                         raise first from error
                     # a new tunnel to the same endpoint may be luckier, e.g. while its proxy is being replaced
             else:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from h2.connection import H2Connection
 
 from tests.certs.handshake import certificate
 from tests.ztun.proxy.applications import Wires
 from tests.ztun.proxy.journal import code
-from tests.ztun.proxy.mesh import APP_PORT, Mesh
+from tests.ztun.proxy.mesh import APP_PORT, Mesh, Pair
 from tests.ztun.proxy.rogue import H2Server, RogueServer, answer_ok, server_context
 from ztun.mesh.model import Authorization, Match, PolicyAction, PolicyScope
 
@@ -179,3 +180,26 @@ async def test_refused_stream_is_tried_again_on_a_new_tunnel(
     await client.send(b"hello")
     assert await client.receive(5) == b"hello"
     assert len(streams) == 2
+
+
+@pytest.mark.asyncio
+async def test_a_tunnel_that_had_died_unnoticed_is_replaced(pair: Pair, wires: Wires, tmp_path: Path) -> None:
+    """The only endpoint is asked again over a new tunnel when the old one answers the request with RST."""
+
+    def dies_once(connection: H2Connection, stream: int) -> None:
+        if stream == 3 and len(terminator.connections) == 1:
+            terminator.connections[0][1].transport.abort()
+        else:
+            answer_ok(connection, stream)
+
+    terminator = H2Server(wires, answer=dies_once)
+    await terminator.listen(
+        pair.server_ip, server_context(tmp_path, certificate(pair.ca.authority, "server"))
+    )
+    await pair.start("near")
+    entry = await pair.enter_server()
+    for _ in range(3):
+        client = await wires.dial(entry)
+        await client.send(b"echo")
+        assert await client.receive(4) == b"echo"
+    assert len(terminator.connections) == 2
