@@ -130,7 +130,7 @@ def open_socks5(
         except asyncio.CancelledError:
             client.abort(ErrorCode.CONNECT_ERROR)
             raise
-        client_address = (source.addresses[0], peer[1])
+        client_address = (source.addresses[0], peer[1]) if source.addresses else peer
         await outbound.serve(client, source, client_address, host, target_port, answered=conversation.answer)
 
     return listen(plane.poller, ip, port, accept, plane.settings.sockets, purpose="SOCKS5", how=how)

@@ -99,11 +99,17 @@ class Plane:
         network = self.settings.network
         service_names = {name for service in snapshot.services.values() for name in service.subject_alt_names}
 
+        # found by name or with the address of their node, so no address leads to them
+        elsewhere = [one for one in snapshot.workloads.values() if one.host_network or not one.addresses]
+
         def wanted(key: PoolKey) -> bool:
             workload = snapshot.workload_by_address(network, key.address[0])
-            return workload is not None and (
-                workload.identity in key.expected or not service_names.isdisjoint(key.expected)
-            )
+            if workload is None:
+                return any(
+                    one.identity in key.expected and (not one.addresses or key.address[0] in one.addresses)
+                    for one in elsewhere
+                )
+            return workload.identity in key.expected or not service_names.isdisjoint(key.expected)
 
         for site in self.sites:
             site.pool.retain(wanted)

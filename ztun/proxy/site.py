@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from certs.peer import PeerExpectation
 from ztun.dns.stub import resolve_outside
 from ztun.dns.upstream import Upstream
-from ztun.errors import ConnectError, DnsError, ZtunError
+from ztun.errors import CertificateRevoked, ConnectError, DnsError, ZtunError
 from ztun.mesh.model import join_host_port
 from ztun.net.app_socket import AppSocket
 from ztun.net.dial import connect
@@ -92,6 +92,7 @@ class Site:
 
     async def stop_tasks(self) -> None:
         """Cancel the set-ups that are under way."""
+        await asyncio.sleep(0)  # a task that was cancelled before its first step would not clean up
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -193,6 +194,14 @@ class Site:
                 if error.flag == "CERT_REVOKED":
                     plane.metrics.crl_rejections.inc("source")
             raise
+        assert tunnel.peer is not None
+        if plane.store.bundle.is_revoked(tunnel.peer.chain):  # by a list that came during the handshake
+            plane.metrics.crl_rejections.inc("source")
+            revoked = CertificateRevoked(
+                "peer_revoked", "the peer's certificate was revoked", peer=tunnel.remote
+            )
+            tunnel.cut(revoked)
+            raise revoked
         plane.metrics.handshake_seconds.observe(plane.loop.time() - started, "client")
         plane.metrics.pool_dials.inc()
         return tunnel

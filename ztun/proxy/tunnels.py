@@ -116,6 +116,9 @@ class TunnelServer(abc.ABC):
         except ZtunError as error:
             tunnel.refuse(error)
             return
+        except Exception as error:
+            tunnel.refuse(CaptureError("internal_error", f"unexpected error: {error!r}"))
+            raise
         if tunnel.is_closed:
             return  # the peer did not wait
         timeouts = plane.settings.tunnel_timeouts
@@ -135,6 +138,8 @@ class TunnelServer(abc.ABC):
         if listener.peers[peer] > MAX_TUNNELS_PER_PEER:
             message = f"{peer[0]} has {MAX_TUNNELS_PER_PEER} tunnels from this address already"
             tunnel.cut(TunnelError("too_many_tunnels", message, peer=tunnel.remote))
+        # its handshake may have begun before the revocation list came
+        self.cut_revoked(self._plane.store.bundle, tunnel)
 
     def tunnel_closed(self, tunnel: InboundTunnel) -> None:
         """Count it, and say why one failed."""
@@ -204,9 +209,13 @@ class TunnelServer(abc.ABC):
             self._gone = self._plane.loop.create_future()
             await self._gone
 
-    def cut_revoked(self, bundle: TrustBundle) -> int:
-        """Close the tunnels of peers that were revoked; gives how many."""
-        revoked = [one for one in self._of if one.peer is not None and bundle.is_revoked(one.peer.chain)]
+    def cut_revoked(self, bundle: TrustBundle, *tunnels: InboundTunnel) -> int:
+        """Close those of the tunnels, of all if none is given, whose peers were revoked; gives how many."""
+        revoked = [
+            one
+            for one in tunnels or tuple(self._of)
+            if one.peer is not None and bundle.is_revoked(one.peer.chain)
+        ]
         for tunnel in revoked:
             self._plane.metrics.crl_rejections.inc("destination")
             tunnel.cut(
@@ -242,6 +251,10 @@ class TunnelServer(abc.ABC):
         except ZtunError as error:
             self._refuse(tunnel, stream, request, connection, error)
             return
+        except Exception as error:
+            unexpected = RelayError("internal_error", f"unexpected error: {error!r}")
+            self._refuse(tunnel, stream, request, connection, unexpected)
+            raise
         if server is not None:
             self._join(tunnel, stream, local, connection, server)
         else:

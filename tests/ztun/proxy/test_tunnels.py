@@ -332,3 +332,37 @@ async def test_goaway_in_mid_transfer(pair: Pair, wires: Wires, tmp_path: Path) 
 def say_goodbye(connection: H2Connection, *, last_stream: int) -> None:
     """GOAWAY as bytes: ``h2`` itself refuses to go on after one."""
     connection._data_to_send += goaway(last_stream, 0)
+
+
+@pytest.mark.asyncio
+async def test_tunnels_to_who_has_no_address_outlive_a_reload(pair: Pair, wires: Wires) -> None:
+    """A workload known by name only, and one with the address of its node, are not found by address."""
+    application = await wires.application(pair.server_ip, APP_PORT)
+    await pair.start()
+    await open_one(pair, wires, application)
+    pair.workloads["server"] = replace(pair.server, host_network=True)
+    await pair.apply()
+    assert len(tunnels(pair.near)) == 1
+    assert not tunnels(pair.near)[0].connection.draining  # type: ignore[union-attr]
+    pair.workloads["server"] = replace(pair.server, addresses=(), hostname="server.example.com")
+    await pair.apply()
+    assert not tunnels(pair.near)[0].connection.draining  # type: ignore[union-attr]
+    pair.workloads["server"] = replace(pair.server, host_network=True, service_account="other")
+    await pair.apply()
+    assert all(one.connection.draining for one in tunnels(pair.near))  # type: ignore[union-attr]
+
+
+@pytest.mark.asyncio
+async def test_a_set_up_that_is_cancelled_before_it_began_cleans_up(pair: Pair) -> None:
+    await pair.start("near")
+    done: list[str] = []
+
+    async def set_up() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            done.append("cleaned up")
+
+    pair.near.plane.home.spawn(set_up())
+    await pair.near.plane.home.stop_tasks()
+    assert done == ["cleaned up"]

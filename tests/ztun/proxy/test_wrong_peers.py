@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -17,8 +19,9 @@ from tests.certs.handshake import certificate, crafted, foreign_authority
 from tests.ztun.proxy.applications import Wires
 from tests.ztun.proxy.journal import code
 from tests.ztun.proxy.mesh import APP_PORT, Pair, until
-from tests.ztun.proxy.rogue import RogueServer, attack, client_context, server_context
+from tests.ztun.proxy.rogue import EVIL, RogueServer, attack, client_context, connect_request, server_context
 from ztun.errors import CertificateRevoked, TunnelTlsError
+from ztun.mesh.model import HBONE_PORT
 
 pytestmark = pytest.mark.net
 
@@ -203,3 +206,28 @@ async def test_revoked_server_gets_no_byte(pair: Pair, wires: Wires, tmp_path: P
 async def test_server_without_h2_gets_no_byte(pair: Pair, wires: Wires, tmp_path: Path, alpn: str) -> None:
     context = server_context(tmp_path, certificate(pair.ca.authority, "server"), alpn=alpn)
     assert (await refused_server(pair, wires, context)).code == "tls_alpn"
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_is_revoked_during_its_handshake_gets_no_byte_through(
+    pair: Pair, wires: Wires, tmp_path: Path
+) -> None:
+    """The session was made before the list came, and would know nothing of it."""
+    application = await wires.application(pair.server_ip, APP_PORT)
+    await pair.start("far")
+    stolen = certificate(pair.ca.authority, "client")
+    sock = socket.create_connection((pair.server_ip, HBONE_PORT))
+    sock.setblocking(False)
+    far = pair.far
+    await until(lambda: any(tunnel.tls.session is not None for tunnel in far.inbound._of))
+    pair.ca.authority = pair.ca.authority.revoke([stolen.chain[0].serial_number], now=datetime.now(UTC))
+    await far.plane.store._refresh_bundle()
+    context = client_context(tmp_path, stolen)
+    reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname="")
+    writer.write(connect_request(f"{pair.server_ip}:{APP_PORT}", EVIL))
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        await reader.read()
+    writer.transport.abort()
+    await until(lambda: not far.inbound._of)
+    assert far.sample("istio_crl_policy_rejections_total") == 1
+    assert application.accepted == 0
