@@ -231,21 +231,30 @@ async def test_an_error_that_nobody_expected_releases_the_waiters_too() -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_tunnel_with_the_fewest_streams_is_taken() -> None:
+async def test_few_streams_share_a_tunnel_and_many_spread() -> None:
+    """Up to half of what a tunnel may carry the fullest is taken, then the emptiest."""
     dialler = small(streams_per_tunnel=4)
     pool = dialler.pool()
-    tasks = [connect(pool) for _ in range(5)]
+    tasks = [connect(pool) for _ in range(9)]
     await settle()
-    first = dialler.succeed(KEYS[0])
-    await settle()
-    second = dialler.succeed(KEYS[0])
+    for _ in range(3):
+        dialler.succeed(KEYS[0])
+        await settle()
     await asyncio.gather(*tasks)
-    assert (first.stream_count, second.stream_count) == (4, 1)
-    assert (await connect(pool))[0] is second
-    first.end_stream()
-    first.end_stream()
-    first.end_stream()
-    assert (await connect(pool))[0] is first
+    first, second, third = dialler.tunnels
+
+    def counts() -> list[int]:
+        return [one.stream_count for one in dialler.tunnels]
+
+    assert counts() == [4, 4, 1]
+    for tunnel in (first, first, first, first, second, second, second):
+        tunnel.end_stream()
+    assert counts() == [0, 1, 1]
+    for expected in ([0, 2, 1], [0, 2, 2], [1, 2, 2], [2, 2, 2], [3, 2, 2], [3, 3, 2], [3, 3, 3]):
+        await connect(pool)
+        assert counts() == expected
+    third.end_stream()
+    assert (await connect(pool))[0] is third
     await pool.close()
 
 
