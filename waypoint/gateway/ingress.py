@@ -23,7 +23,7 @@ from ztun.traffic.cluster import Asker
 if TYPE_CHECKING:
     import socket
 
-    from certs.spiffe import SpiffeId
+    from certs.peer import PeerIdentity
     from waypoint.gateway.places import Address, Place
     from waypoint.gateway.view import View
     from ztun.mesh.lookup import OutboundRoute
@@ -48,9 +48,10 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted(Departure):
-    """A connection that policies let in, with what they saw of it."""
+    """A connection that policies let in, with what they saw of it, and who the client is if its TLS ended here."""
 
     attempt: Attempt
+    peer: PeerIdentity | None = None
 
 
 class Ingress(Outbound):
@@ -95,7 +96,7 @@ class Ingress(Outbound):
     async def _serve_tls(self, client: AppSocket, arrival: Arrival) -> None:
         """The server name decides; the bytes go on as they came, or the TLS ends here."""
         plane = self._plane
-        identity: SpiffeId | None = None
+        peer: PeerIdentity | None = None
         try:
             hello = await peek_client_hello(client, plane.settings.timeouts.client_hello)
             if hello is None:
@@ -107,8 +108,8 @@ class Ingress(Outbound):
             destination = self._choose(arrival, "tls", hello.server_name)
             terminator = _terminator(arrival, hello.server_name)
             if terminator is not None:
-                client, identity = await self._terminate(client, terminator)
-            admitted, way = self._admit(client, arrival, destination, identity)
+                client, peer = await self._terminate(client, terminator)
+            admitted, way = self._admit(client, arrival, destination, peer)
         except ZtunError as error:
             self._refused(client, arrival.local, arrival.source, error)
             return
@@ -127,7 +128,7 @@ class Ingress(Outbound):
         return destination_of(self._routers.decide(asking, arrival.view.hop, self._plane.rng))
 
     def _admit(
-        self, client: AppSocket, arrival: Arrival, destination: Destination, identity: SpiffeId | None
+        self, client: AppSocket, arrival: Arrival, destination: Destination, peer: PeerIdentity | None
     ) -> tuple[Admitted, Way]:
         """Ask policy, then take a place at an endpoint. Raises :class:`PolicyDenied` or :class:`RouteError`."""
         workload, source = arrival.view.workload, arrival.source
@@ -137,7 +138,8 @@ class Ingress(Outbound):
             source,
             *arrival.local,
             arrival.started,
-            attempt=Attempt(source[0], identity, *arrival.local),
+            attempt=Attempt(source[0], peer.identity if peer is not None else None, *arrival.local),
+            peer=peer,
         )
         self._judge(admitted)
         asker = Asker(source[0], workload.locality, workload.labels)
@@ -153,6 +155,7 @@ class Ingress(Outbound):
         gateway = departure.source
         connection = super()._live(departure, route, lease)
         connection.attempt = departure.attempt
+        connection.client = departure.peer
         connection.policies = lambda snapshot: policies_of(snapshot, gateway)
         return connection
 
@@ -160,8 +163,8 @@ class Ingress(Outbound):
 
     async def _terminate(
         self, client: AppSocket, terminator: Terminator
-    ) -> tuple[TlsSocket, SpiffeId | None]:
-        """The client's end without its TLS, and its identity in the mesh. Raises :class:`ZtunError`."""
+    ) -> tuple[TlsSocket, PeerIdentity | None]:
+        """The client's end without its TLS, and who it is in the mesh. Raises :class:`ZtunError`."""
         plane = self._plane
         session = await terminator.session()
         inner = TlsSocket.over(client, plane.poller, session)

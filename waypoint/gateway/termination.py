@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from OpenSSL import SSL
 
-from certs.peer import CertificateFacts, PeerExpectation, judge_leaf, read_facts
+from certs.peer import CertificateFacts, PeerExpectation, PeerIdentity, judge_leaf, read_facts
 from certs.spiffe import SpiffeId
 from waypoint.gateway.admitted import AdmittedClients, admitted_clients
 from waypoint.gateway.credentials import MUTUAL_MODES, Credentials, Material
@@ -46,8 +46,8 @@ class Terminator(Protocol):
     async def session(self) -> SSL.Connection:
         """A new session in accept state. Raises :class:`ZtunError`."""
 
-    def client(self, session: SSL.Connection) -> SpiffeId | None:
-        """Judge the client after the handshake; its mesh identity, if it has one. Raises :class:`TunnelTlsError`."""
+    def client(self, session: SSL.Connection) -> PeerIdentity | None:
+        """Judge the client after the handshake; who it is, if it is of the mesh. Raises :class:`TunnelTlsError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class OwnCertificate:
         """See ``Terminator``."""
         return accepting(self.context)
 
-    def client(self, session: SSL.Connection) -> SpiffeId | None:
+    def client(self, session: SSL.Connection) -> PeerIdentity | None:
         """See ``Terminator``. The chain was verified in the handshake."""
         if self.admitted.restricted:
             certificate = session.get_peer_certificate(as_cryptography=True)
@@ -93,7 +93,7 @@ class MeshCertificate:
             self._context = generations, context
         return accepting(self._context[1])
 
-    def client(self, session: SSL.Connection) -> SpiffeId | None:
+    def client(self, session: SSL.Connection) -> PeerIdentity | None:
         """See ``Terminator``: one SPIFFE identity of the own trust domain, and not revoked."""
         path = session.get_verified_chain(as_cryptography=True) or []
         facts = [read_facts(certificate) for certificate in path]
@@ -105,7 +105,7 @@ class MeshCertificate:
         judged = judge_leaf(facts[0], PeerExpectation(None, self._plane.settings.trust_domain))
         if not isinstance(judged, SpiffeId):
             raise TunnelTlsError(judged.code, judged.message.replace("peer", "client"), hint=judged.hint)
-        return judged
+        return PeerIdentity(judged, tuple(links), facts[0].not_after)
 
 
 class Terminations:

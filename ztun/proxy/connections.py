@@ -50,6 +50,8 @@ class LiveConnection:
     policies: Callable[[Snapshot], Sequence[Authorization]] | None = None
     """The policies that apply to it, where that is not those of ``local`` (a waypoint judges for others)."""
     peer: PeerIdentity | None = None
+    client: PeerIdentity | None = None
+    """A client of the mesh whose TLS ends at a gateway; ``peer`` is the other end then."""
     site: Site | None = None
     """Where its sockets are, in in-pod mode the pod's own."""
     relay: Relay | None = None
@@ -188,8 +190,12 @@ class Connections:
         return len(doomed)
 
     def peers_revoked(self, bundle: TrustBundle) -> Iterable[LiveConnection]:
-        """The connections whose peer's chain is revoked by ``bundle``."""
-        return [one for one in self if one.peer is not None and bundle.is_revoked(one.peer.chain)]
+        """The connections of which an end shows a chain that is revoked by ``bundle``."""
+        return [
+            one
+            for one in self
+            if any(end is not None and bundle.is_revoked(end.chain) for end in (one.peer, one.client))
+        ]
 
     # -- time ------------------------------------------------------------------------------------------------
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from cryptography import x509
 
+from certs.directory import CaDirectory
 from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
 from tests.peers.tls_client import TlsClient, client_context
 from tests.peers.web_certificates import WebAuthority, WebCertificate
@@ -179,3 +182,26 @@ async def test_a_client_of_the_mesh_shows_its_identity(
     assert await answer(friend) == b"hello test\n"
     assert await answer(foe) == b""
     await logged(edge.gateway, lambda one: one.get("error.code") == "policy_rejection")
+
+
+@pytest.mark.asyncio
+async def test_a_client_of_the_mesh_that_is_revoked_loses_its_connections(edge: Edge, wires: Wires) -> None:
+    await edge.apply([gateway(GATEWAY, terminating("ISTIO_MUTUAL", "")), tcp_to()])
+    sessions = []
+    for name in ("friend", "stolen"):
+        files = edge.authority.issue(SpiffeId(DEFAULT_TRUST_DOMAIN, "default", name))
+        context = client_context(files.roots.read_text(), certificate=files.chain, key=files.key)
+        context.check_hostname = False
+        session = TlsClient(await wires.dial(edge.address(PORT)), context, "shop.example.com")
+        await session.handshake()
+        await session.send(b"test\n")
+        assert await session.receive(11) == b"hello test\n"
+        sessions.append(session)
+    friend, stolen = sessions
+    certificate = x509.load_pem_x509_certificates(files.chain.read_bytes())[0]
+    CaDirectory(edge.authority.directory).revoke(certificate.serial_number, None, now=datetime.now(UTC))
+    with pytest.raises(ConnectionError):
+        await stolen.receive_all()
+    await logged(edge.gateway, lambda one: one.get("error.code") == "peer_revoked" and "bytes_sent" in one)
+    await friend.send(b"test\n")
+    assert await friend.receive(11) == b"hello test\n"
