@@ -164,22 +164,19 @@ class TunnelPool:
         return tunnel.free_streams > 0 and tunnel.stream_count < self._limits.streams_per_tunnel
 
     def _best(self, key: PoolKey) -> Tunnel | None:
-        """The fullest tunnel up to half of what it may carry; from there on the emptiest that has room.
+        """The fullest tunnel that has room.
 
-        Streams of one tunnel share records and system calls: spread over the hundred tunnels that a burst has left, 64
-        busy connections had half the requests. The tunnels that are left over become idle and are closed.
+        Streams of one tunnel share records and system calls: 64 busy connections beside 10,000 idle ones had a third of
+        the requests when they went to the emptiest of a hundred tunnels. What a burst leaves over becomes idle, and is
+        closed.
         """
         entry = self._entries.get(key)
         if entry is None:
             return None
-        half = self._limits.streams_per_tunnel // 2
-        best, highest = None, 0
+        best: Tunnel | None = None
         for tunnel in entry.tunnels:
-            if self._room(tunnel):
-                count = tunnel.stream_count
-                rank = count if count < half else -count
-                if best is None or rank > highest:
-                    best, highest = tunnel, rank
+            if self._room(tunnel) and (best is None or tunnel.stream_count > best.stream_count):
+                best = tunnel
         return best
 
     async def _wait(self, key: PoolKey) -> Tunnel:
