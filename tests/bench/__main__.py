@@ -19,6 +19,9 @@ is, which is less than Istio's waypoints do. Envoy is a release build from its o
 connection per TCP connection with the same cipher, cannot check SPIFFE identities, and its client side does not
 verify the server: it stands for what TLS alone costs.
 
+Where a firewall tracks connections, as docker's rules make it do, two minutes should pass between two runs: hundreds of
+thousands of closed connections fill its table, and a full table drops packets.
+
 Where the time goes, with the load of one row running beside it (PID of a proxy from ``pgrep -af 'ztun proxy'``)::
 
     make bench ARGS="--row http_64 --path ztun --rounds 30"
