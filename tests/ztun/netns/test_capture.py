@@ -17,8 +17,9 @@ from tests.peers.node import Pod, write_mesh
 from tests.ztun.netns.connections import APP_PORT, close, dial, listen
 from tests.ztun.netns.namespaces import InsideNode, Namespace, Network, missing
 from tests.ztun.proxy.applications import Wires
-from tests.ztun.proxy.processes import completed, exchange, lines, metric, wait_for
+from tests.ztun.proxy.processes import completed, completion, exchange, lines, metric, wait_for
 from ztun.agent.rules import PACKET_MARK
+from ztun.mesh.model import join_host_port
 
 pytestmark = pytest.mark.netns
 
@@ -118,17 +119,14 @@ async def test_outbound_is_captured_and_tunnelled(world: World, wires: Wires, ta
     await exchange(client, server)
     await close(client, server)
     for node, count in ((world.near, before[0]), (world.far, before[1])):
-        await wait_for(
-            node,
-            "done with the connection",
-            lambda node=node, count=count: len(completed(node)) > count,  # type: ignore[misc]
-        )
-        record = completed(node)[-1]
+        wanted = {
+            "src.identity": "spiffe://cluster.local/ns/default/sa/client",
+            "dst.identity": "spiffe://cluster.local/ns/default/sa/server",
+            "error": None,
+        }
+        record = await completion(node, count, wanted)
         assert record["dst.hbone_addr"] == f"{world.server.ip}:{APP_PORT}"
         assert record["dst.addr"] == f"{world.server.ip}:15008"
-        assert record["src.identity"] == "spiffe://cluster.local/ns/default/sa/client"
-        assert record["dst.identity"] == "spiffe://cluster.local/ns/default/sa/server"
-        assert "error" not in record
     assert completed(world.near)[-1]["src.addr"].startswith(f"{world.client.ip}:")
     assert metric(world.far, "istio_tcp_connections_closed_total", connection_security_policy="mutual_tls")
 
@@ -162,8 +160,7 @@ async def test_outbound_to_a_stranger_passes_in_plain(world: World, wires: Wires
     await exchange(client, server)
     before = len(completed(world.near))
     await close(client, server)
-    await wait_for(world.near, "done", lambda: len(completed(world.near)) > before)
-    record = completed(world.near)[-1]
+    record = await completion(world.near, before, {"src.addr": join_host_port(*client.local)})
     assert (record["dst.addr"], record.get("dst.hbone_addr")) == (f"{world.stranger.ip}:{APP_PORT}", None)
 
 
@@ -184,10 +181,8 @@ async def test_plaintext_of_a_stranger_is_delivered_with_its_address(world: Worl
     assert server.local == (world.server.ip, APP_PORT)
     await exchange(client, server)
     await close(client, server)
-    await wait_for(world.far, "done", lambda: len(completed(world.far)) > before)
-    record = completed(world.far)[-1]
+    record = await completion(world.far, before, {"src.addr": join_host_port(*client.local)})
     assert record["direction"] == "inbound"
-    assert record["src.addr"].startswith(f"{world.stranger.ip}:")
     assert "src.identity" not in record
     assert "dst.hbone_addr" not in record
 

@@ -15,7 +15,8 @@ from tests.ztun.netns.connections import APP_PORT, close, dial, listen
 from tests.ztun.netns.inpod import SERVICE_PORT, VIP, VIP6, InpodNode, InpodWorld
 from tests.ztun.netns.namespaces import missing
 from tests.ztun.proxy.applications import Wires
-from tests.ztun.proxy.processes import completed, exchange, lines, metric, wait_for
+from tests.ztun.proxy.processes import completed, completion, exchange, lines, metric, wait_for
+from ztun.mesh.model import join_host_port
 
 pytestmark = pytest.mark.netns
 
@@ -78,13 +79,15 @@ async def test_a_pod_reaches_pods_and_services_through_tunnels(
     assert server.local == (called.address(family), APP_PORT)
     await exchange(client, server)
     await close(client, server)
-    await wait_for(node.proxy, "done with it", lambda: len(completed(node.proxy)) > before)
-    record = next(one for one in reversed(completed(node.proxy)) if one["direction"] == "inbound")
-    assert record["src.identity"] == "spiffe://cluster.local/ns/default/sa/client"
     name = "neighbour" if target == "neighbour" else "server"
-    assert record["dst.identity"] == f"spiffe://cluster.local/ns/default/sa/{name}"
+    wanted = {
+        "direction": "inbound",
+        "src.identity": "spiffe://cluster.local/ns/default/sa/client",
+        "dst.identity": f"spiffe://cluster.local/ns/default/sa/{name}",
+        "error": None,
+    }
+    record = await completion(node.proxy, before, wanted)
     assert record["dst.hbone_addr"].endswith(f":{APP_PORT}")
-    assert "error" not in record
 
 
 @pytest.mark.asyncio
@@ -148,8 +151,7 @@ async def test_what_goes_outside_the_mesh_is_passed_on_in_plain(
     assert server.peer[0] == scene.client.address(family)
     await exchange(client, server)
     await close(client, server)
-    await wait_for(scene.near.proxy, "done", lambda: len(completed(scene.near.proxy)) > before)
-    record = completed(scene.near.proxy)[-1]
+    record = await completion(scene.near.proxy, before, {"src.addr": join_host_port(*client.local)})
     assert record["direction"] == "outbound"
     assert "dst.hbone_addr" not in record
 
@@ -167,8 +169,7 @@ async def test_plaintext_of_a_stranger_comes_with_its_address(
     assert server.peer[0] == scene.stranger.address(family)
     await exchange(client, server)
     await close(client, server)
-    await wait_for(scene.far.proxy, "done", lambda: len(completed(scene.far.proxy)) > before)
-    record = completed(scene.far.proxy)[-1]
+    record = await completion(scene.far.proxy, before, {"src.addr": join_host_port(*client.local)})
     assert record["direction"] == "inbound"
     assert "src.identity" not in record
     assert "dst.hbone_addr" not in record

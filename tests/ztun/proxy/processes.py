@@ -128,6 +128,23 @@ def completed(process: Process) -> list[dict[str, Any]]:
     return [line for line in lines(process) if line.get("message") == "connection complete"]
 
 
+async def completion(process: Process, since: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The first record with these values after the ``since`` that there were; waits for it.
+
+    A connection of an earlier test may end late. None stands for a field that is not there.
+    """
+
+    def found() -> list[dict[str, Any]]:
+        return [
+            one
+            for one in completed(process)[since:]
+            if all(one.get(key) == value for key, value in wanted.items())
+        ]
+
+    await wait_for(process, f"done with {dict(wanted)}", lambda: bool(found()))
+    return found()[0]
+
+
 def metric(process: NodeProcess, name: str, **labels: str) -> float:
     """A sample, summed over the labels that are not given."""
     return sum(
