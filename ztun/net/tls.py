@@ -61,6 +61,7 @@ class TlsTransport(StreamSocket):
         "_handshaken",
         "_into_ssl",
         "_lingering",
+        "_patient",
         "_pending",
         "_scheduled",
         "_ssl",
@@ -80,6 +81,7 @@ class TlsTransport(StreamSocket):
         self._handshaken = False
         self._closing = False
         self._lingering = False
+        self._patient = False
         self.session: SSL.Connection | None = None
         self.error: Exception | None = None
 
@@ -121,12 +123,12 @@ class TlsTransport(StreamSocket):
         self._finish()
 
     def _finished(self) -> None:
-        """Send FIN, and close when the peer has, or reads no more.
+        """Close; in order this is to send FIN, and to close when the peer has, or reads no more.
 
         Were the socket closed at once, what the peer still sends (a WINDOW_UPDATE for our last bytes) would be answered
         with RST, and both kernels throw away what is under way (RFC 9293 section 3.6.1).
         """
-        if self._read_over or self._lingering or not self._watched:
+        if not self._patient or self._read_over or self._lingering or not self._watched:
             self._end(None)
             return
         self._lingering = True
@@ -195,6 +197,14 @@ class TlsTransport(StreamSocket):
             lib.SSL_shutdown(self._ssl)
             self._send_ciphertext()
         self._finish()
+
+    def close_in_order(self) -> None:
+        """The same for a tunnel that has done all its work: it waits for the peer, so that nothing sent is lost.
+
+        Never for one that is cut: a socket that lingers would keep the network namespace of its pod.
+        """
+        self._patient = True
+        self.close()
 
     def abort(self) -> None:
         """Close at once; what was not sent is lost."""

@@ -134,7 +134,7 @@ class Tunnel(TunnelSession):
         if self.connection is not None:
             self.connection.drain(self._loop.time())
             if not self.connection.streams:
-                self.tls.close()
+                self.tls.close_in_order()
         else:
             self.tls.abort()
 
@@ -171,7 +171,7 @@ class Tunnel(TunnelSession):
 
     def _close_if_idle(self) -> None:
         if self.connection is not None and not self.connection.streams:
-            self.tls.close()
+            self.tls.close_in_order()
 
     def goaway_received(self, code: int, debug: bytes) -> None:
         """The pool must not use this tunnel any more."""

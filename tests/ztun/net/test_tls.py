@@ -58,7 +58,7 @@ def finishing(pair: tuple[socket.socket, socket.socket]) -> tuple[TlsTransport, 
     transport.connected(pair[0])
     transport._resume()
     transport._write(bytes(LAST_BYTES))
-    transport._finish()
+    transport.close_in_order()
     return transport, user
 
 
