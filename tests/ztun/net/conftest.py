@@ -1,11 +1,12 @@
-"""A connection to a listener of ours, made anew for each test."""
+"""Connections, made anew for each test: to a listener of ours, and between two plain sockets."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
+import pytest
 import pytest_asyncio
 
 from tests.ztun.net.ends import Ends, Recorder
@@ -34,3 +35,15 @@ async def ends() -> AsyncIterator[Ends]:
         made[0].abort(ErrorCode.CANCEL)
         server.close()
         poller.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two connected TCP sockets, so that RST and FIN are what they are on the wire."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    with ours, theirs:
+        yield ours, theirs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
 
 import pytest
 import pytest_asyncio
@@ -49,18 +48,6 @@ class Recording(StreamSocket):
     def _gone(self, error: Exception | None) -> None:
         self.heard.append("gone")
         self.error = error
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two connected TCP sockets, so that RST and FIN are what they are on the wire."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        ours = socket.create_connection(server.getsockname())
-        theirs, _ = server.accept()
-    ours.setblocking(False)
-    theirs.setblocking(False)
-    with ours, theirs:
-        yield ours, theirs
 
 
 @pytest_asyncio.fixture
