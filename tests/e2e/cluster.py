@@ -7,7 +7,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,12 +23,11 @@ from testcontainers.core.network import Network
 
 from certs.directory import CaDirectory
 from certs.spiffe import DEFAULT_TRUST_DOMAIN
+from tests.e2e.left_overs import OWNER, OWNER_LABEL
 from tests.e2e.mesh import NODES, SERVICE_PORT, WAYPOINT, Addresses, documents
 from ztun.lab.dialer import dial
 from ztun.lab.process import LabError
 
-OWNER = "ztun.e2e.owner"  # label: the process whose containers they are
-PROJECT = "ztun-e2e-"  # begins the name of a compose project, the process follows
 BLOCKS = range(214, 230)  # 10.x.0.0/16, the first that no other network of the daemon has
 READY_SECONDS = 180.0  # a cold interpreter in a new container on a busy machine takes a third of it
 POLL_SECONDS = 0.1
@@ -257,7 +256,7 @@ class Cluster:
         container.with_kwargs(
             **{
                 "hostname": name if ip else None,
-                "labels": {OWNER: str(os.getpid())},
+                "labels": {OWNER_LABEL: OWNER},
                 "read_only": True,
                 "init": True,
                 "cap_drop": ["ALL"],
@@ -287,7 +286,7 @@ class Cluster:
         for block in BLOCKS:
             addresses = Addresses(block)
             pool = IPAMPool(subnet=addresses.subnet, iprange=addresses.reserve, gateway=addresses.gateway)
-            options = {"ipam": IPAMConfig(pool_configs=[pool]), "labels": {OWNER: str(os.getpid())}}
+            options = {"ipam": IPAMConfig(pool_configs=[pool]), "labels": {OWNER_LABEL: OWNER}}
             network = Network(docker_network_kw=options)
             try:
                 network.create()
@@ -337,24 +336,3 @@ def _health(*arguments: str) -> dict[str, Any]:
         "timeout": 5 * 10**9,
         "start_period": 180 * 10**9,
     }
-
-
-def remove_left_overs() -> None:
-    """Remove what runs have left that were killed: nobody else would."""
-    client = docker.from_env()
-    try:
-        for kind in (client.containers, client.networks, client.volumes):
-            found = kind.list(all=True) if kind is client.containers else kind.list()
-            for thing in found:
-                if _owner_has_gone(
-                    thing.labels if isinstance(thing, Container) else thing.attrs["Labels"] or {}
-                ):
-                    thing.remove(**({"force": True, "v": True} if isinstance(thing, Container) else {}))
-    finally:
-        client.close()
-
-
-def _owner_has_gone(labels: Mapping[str, str]) -> bool:
-    """Whether the label of these tests, or the project name of their compose file, names a process that ended."""
-    owner = labels.get(OWNER) or labels.get("com.docker.compose.project", "").partition(PROJECT)[2]
-    return owner.isdigit() and not Path(f"/proc/{owner}").exists()

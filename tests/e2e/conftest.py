@@ -11,8 +11,9 @@ os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
 import docker
 import pytest
 
-from tests.e2e.cluster import Cluster, remove_left_overs
+from tests.e2e.cluster import Cluster
 from tests.e2e.image import NoBaseImage, build_image, why_not
+from tests.e2e.left_overs import remove_left_overs
 
 LOG_LINES = 60  # of each container, shown when a test has failed
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.cluster import PROJECT
 from tests.e2e.image import ROOT
+from tests.e2e.left_overs import OWNER, PROJECT_PREFIX
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]  # with the build of the image on a new machine
 
@@ -32,7 +32,13 @@ class Composed:
     """The topology, under a project name of its own."""
 
     def __init__(self, image: str) -> None:
-        self._command = [*compose_command(), "--file", str(FILE), "--project-name", f"{PROJECT}{os.getpid()}"]
+        self._command = [
+            *compose_command(),
+            "--file",
+            str(FILE),
+            "--project-name",
+            f"{PROJECT_PREFIX}{OWNER}",
+        ]
         self._environment = {**os.environ, "ZTUN_IMAGE": image}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -33,14 +33,14 @@ from ztun.agent.pod_documents import CONFIRM_SECONDS, PodDocuments, Wanted
 from ztun.agent.pod_namespace import PodNamespace
 from ztun.agent.proxies import Proxies
 from ztun.errors import ConfigError, EnrolmentError, ZdsError, ZtunError
+from ztun.net.namespaces import DESCRIPTORS_EACH
 from ztun.telemetry.logging import get_logger
 from ztun.zds.messages import AddWorkload, KeepWorkload, SnapshotSent
 
 RETRY_SECONDS = 5.0  # what did not work is tried again this often, as ztunnel does with its pending pods
 AT_ONCE = 4  # namespaces worked on at the same time; each takes a few short-lived processes
-RESERVED_DESCRIPTORS = (
-    64  # a dozen for each of these, and for files, proxies and commands; pods get the others
-)
+RESERVED_DESCRIPTORS = 64
+"""A dozen for each of these, and for files, proxies and commands; pods get the others."""
 
 _RESOURCES = "raise the limits of open files and processes (ulimit -Hn, -Hu); the agent tries again"
 _log = get_logger("agent")
@@ -205,7 +205,7 @@ class Agent:
                 await self._forget(member)  # another one has its name now
                 return False
             check_free(self.members, namespace, enrolment)
-            if namespace.descriptor >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS:
+            if not self._has_room():
                 raise EnrolmentError("too_many_pods", "no descriptor is left for this pod", hint=_RESOURCES)
             unused.pop_all()
         member.namespace = namespace
@@ -213,6 +213,12 @@ class Agent:
             member.found(identity)
             self.save()
         return True
+
+    def _has_room(self) -> bool:
+        """Whether one more namespace may be held, whatever else is open just now: or pods would come in by luck."""
+        held = sum(member.namespace is not None for member in self.members.values())
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return RESERVED_DESCRIPTORS + (held + 1) * DESCRIPTORS_EACH <= limit
 
     async def _capture(self, member: Member, namespace: PodNamespace) -> None:
         """Load the rules, with the state written before and after."""

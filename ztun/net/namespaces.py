@@ -21,6 +21,9 @@ T = TypeVar("T")
 NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 CLONE_NEWNET = 0x40000000
 
+DESCRIPTORS_EACH = 2
+"""What holding a namespace takes: the namespace, and the way back from it."""
+
 _OWN = Path("/proc/self/ns/net")
 _OWN_THREAD = Path("/proc/thread-self/ns/net")
 _libc = ctypes.CDLL(None, use_errno=True)

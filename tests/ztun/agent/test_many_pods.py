@@ -13,13 +13,13 @@ from tests.ztun.agent.pods import NETNS_DIRECTORY, Pod, PodNetwork, eventually
 from tests.ztun.agent.processes import AgentProcess, pod_document
 from tests.ztun.agent.zds_proxy import ZdsProxy
 from ztun.agent.agent import RESERVED_DESCRIPTORS
+from ztun.net.namespaces import DESCRIPTORS_EACH
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(600)]
 
 PODS = 200
 PATIENCE = 240.0
 AT_ONCE = 4
-DESCRIPTORS_EACH = 2  # the namespace of the pod, and the way back from it
 
 
 def fingerprint(pod: Pod) -> str:
@@ -88,37 +88,28 @@ def test_two_hundred_pods(network: PodNetwork, agent: AgentProcess) -> None:
 
 def test_more_pods_than_descriptors(network: PodNetwork, tmp_path: Path) -> None:
     """Those beyond the limit wait, untouched; the others are served; whoever goes makes room."""
-    pods = [network.lonely_pod(f"pod{number}") for number in range(24)]
+    room = 16
+    pods = [network.lonely_pod(f"pod{number}") for number in range(room + 8)]
     documents = [pod_document(f"pod{number}", pod.name) for number, pod in enumerate(pods)]
     before = fingerprints(pods)
     agent = AgentProcess(tmp_path)
-    limit = RESERVED_DESCRIPTORS + 50
+    limit = RESERVED_DESCRIPTORS + room * DESCRIPTORS_EACH + 1  # one is not enough for a pod
     agent.argv = ["prlimit", f"--nofile={limit}:{limit}", "--", *agent.argv]
-    full = "no descriptor is left for this pod"
     with agent, ZdsProxy(agent.uds):
 
-        def named(state: str) -> set[int]:
-            return {
-                int(one["pod"].removeprefix("pod"))
-                for one in agent.enrolled().values()
-                if one["state"] == state
-            }
+        def states() -> dict[str, str]:
+            """By the name of the pod, why it waits, or its state."""
+            return {one["pod"]: one["problem"] or one["state"] for one in agent.enrolled().values()}
 
         agent.write(*documents)
-        eventually(
-            lambda: (
-                all(one["problem"] == full or one["state"] == "enrolled" for one in agent.enrolled().values())
-                and len(agent.enrolled()) == len(pods)
-            ),
-            "all are attended",
-        )
-        enrolled, waiting = named("enrolled"), named("waiting")
-        assert enrolled
-        assert waiting
+        expected = ["enrolled"] * room + ["no descriptor is left for this pod"] * 8
+        eventually(lambda: sorted(states().values()) == expected, "as many as have room", PATIENCE)
+        waiting = {number for number in range(len(pods)) if states()[f"pod{number}"] != "enrolled"}
         contents = fingerprints(pods)
-        assert all((contents[number] == before[number]) == (number in waiting) for number in range(len(pods)))
+        assert {number for number in range(len(pods)) if contents[number] == before[number]} == waiting
         agent.write(*(documents[number] for number in waiting))
-        eventually(lambda: named("enrolled") == waiting, "the others take their place", PATIENCE)
+        wanted = {f"pod{number}": "enrolled" for number in waiting}
+        eventually(lambda: states() == wanted, "the others take their place", PATIENCE)
         agent.write()
-        eventually(lambda: agent.enrolled() == {}, "all have gone", PATIENCE)
+        eventually(lambda: states() == {}, "all have gone", PATIENCE)
     assert fingerprints(pods) == before
