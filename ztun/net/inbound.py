@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from certs.context import open_session
 from ztun.errors import TunnelError, TunnelTlsError, ZtunError
-from ztun.hbone.wire import ErrorCode
 from ztun.net.session import TunnelSession
 
 if TYPE_CHECKING:
@@ -76,14 +75,6 @@ class InboundTunnel(TunnelSession):
         """Ask the peer to move on; streams under way continue."""
         if self.connection is not None:
             self.connection.drain(self._loop.time())
-
-    def cut(self, failure: ZtunError) -> None:
-        """Close at once, with every stream on it."""
-        self.failure = self.failure or failure
-        if self.connection is not None:
-            self.connection.terminate(ErrorCode.NO_ERROR, str(failure))
-        else:
-            self.tls.abort()
 
     def _too_slow(self, timeout: float) -> None:
         stage = "TLS handshake" if self.connection is None else "HTTP/2 preface"

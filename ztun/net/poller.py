@@ -17,8 +17,6 @@ from ztun.net.buffers import LoopBuffers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ztun.net.tls import TlsTransport
-
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 BROKEN = select.EPOLLERR | select.EPOLLHUP
@@ -36,8 +34,6 @@ class Poller:
         self._ready: dict[int, Callable[[int], None]] = {}
         self._due: list[Callable[[], None]] = []
         self._in_turn = False
-        self.lingering: dict[TlsTransport, None] = {}
-        """Sockets whose users have done with them, until their peers have closed too."""
         loop.add_reader(self._epoll.fileno(), self._turn)
 
     def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
@@ -69,9 +65,7 @@ class Poller:
             self.loop.call_soon(self._finish_turn)
 
     def close(self) -> None:
-        """Tell nobody any more, and close what lingers."""
-        for one in list(self.lingering):
-            one.abort()
+        """Tell nobody any more."""
         self.loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
         self._ready.clear()

@@ -2,7 +2,7 @@
 
 1. Tunnels are shared by connections with the same source identity and address, the same next hop and the same
    expected identities; never wider, or one pod would speak with another's name.
-2. Of the ready tunnels the one with the fewest streams is taken; a full tunnel is used again when it drains.
+2. Of the ready tunnels the fullest that has room is taken; a full tunnel is used again when it drains.
 3. One dial at a time per key. Whoever comes meanwhile waits; when the dial fails all waiters get its error.
 4. A tunnel that nobody uses for ``idle_timeout`` is closed, and so are those whose destination is gone.
 """
@@ -70,6 +70,9 @@ class TunnelPool:
         self._entries: dict[PoolKey, _Entry] = {}
         self._closed = False
         self._gone: asyncio.Future[None] | None = None
+        self._lingering: set[Tunnel] = (
+            set()
+        )  # closed in order, and their sockets may still wait for the peers
         self.hits = 0
         self.dials = 0
 
@@ -123,6 +126,7 @@ class TunnelPool:
 
     def tick(self, now: float) -> None:
         """About once a second: keepalive, idle tunnels, entries that nobody needs."""
+        self._lingering = {tunnel for tunnel in self._lingering if tunnel.lingers}
         for key, entry in list(self._entries.items()):
             for tunnel in list(entry.tunnels):
                 tunnel.tick(now)
@@ -151,6 +155,8 @@ class TunnelPool:
             self._fail(entry, gone)
             for tunnel in list(entry.tunnels):
                 tunnel.cut(gone)
+        for tunnel in self._lingering:
+            tunnel.abort()  # or it would keep the network namespace of a pod that is gone
 
     async def closed(self) -> None:
         """Wait until the last tunnel is closed, its last byte sent."""
@@ -237,6 +243,8 @@ class TunnelPool:
         self._wake(key, entry)
 
     def _changed(self, key: PoolKey, entry: _Entry, tunnel: Tunnel) -> None:
+        if tunnel.is_closed and tunnel.lingers:
+            self._lingering.add(tunnel)
         if tunnel.is_closed and tunnel in entry.tunnels:
             entry.tunnels.remove(tunnel)
             if self._gone is not None and not self._gone.done():

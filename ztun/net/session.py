@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from certs.context import handshake_failure, peer
 from ztun.errors import CertificateRevoked, TunnelError, TunnelTlsError, ZtunError
 from ztun.hbone.connection import TunnelConnection
+from ztun.hbone.wire import ErrorCode
 from ztun.net.tls import TlsTransport
 
 if TYPE_CHECKING:
+    from certs.bundle import TrustBundle
     from certs.peer import PeerIdentity
     from ztun.hbone.guard import Abuse, GuardLimits
     from ztun.hbone.headers import Headers
@@ -44,6 +46,26 @@ class TunnelSession:
         self.failure: ZtunError | None = None
         self.closed_reason = ""
         self.is_closed = False
+
+    def cut(self, failure: ZtunError) -> None:
+        """Close at once, with every stream on it."""
+        self.failure = self.failure or failure
+        if self.connection is not None:
+            self.connection.terminate(ErrorCode.NO_ERROR, str(failure))
+        else:
+            self.tls.abort()
+
+    def abort(self) -> None:
+        """Close the socket without another word, also one that lingers."""
+        self.tls.abort()
+
+    def cut_if_revoked(self, bundle: TrustBundle) -> CertificateRevoked | None:
+        """Close at once if the peer's certificate is revoked by a list that came after it was verified; gives why."""
+        if self.peer is None or not bundle.is_revoked(self.peer.chain):
+            return None
+        revoked = CertificateRevoked("peer_revoked", "the peer's certificate was revoked", peer=self.remote)
+        self.cut(revoked)
+        return revoked
 
     # -- from TLS --------------------------------------------------------------------------------------------
 

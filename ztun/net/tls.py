@@ -60,7 +60,6 @@ class TlsTransport(StreamSocket):
         "_from_ssl",
         "_handshaken",
         "_into_ssl",
-        "_lingering",
         "_patient",
         "_pending",
         "_scheduled",
@@ -68,6 +67,7 @@ class TlsTransport(StreamSocket):
         "_time",
         "_user",
         "error",
+        "lingers",
         "session",
     )
 
@@ -80,7 +80,8 @@ class TlsTransport(StreamSocket):
         self._scheduled = False
         self._handshaken = False
         self._closing = False
-        self._lingering = False
+        self.lingers = False
+        """Whether its user has done with it, and only the peer's end is waited for."""
         self._patient = False
         self.session: SSL.Connection | None = None
         self.error: Exception | None = None
@@ -104,7 +105,7 @@ class TlsTransport(StreamSocket):
 
     def _received(self, size: int) -> None:
         """Decrypt what came and give it away before returning."""
-        if self._lingering:
+        if self.lingers:
             return
         lib.BIO_write(self._into_ssl, self._buffers.wire_in.pointer, size)
         if self._handshaken:
@@ -114,7 +115,7 @@ class TlsTransport(StreamSocket):
 
     def _ended(self) -> None:
         """The peer's socket ended without close_notify, or after it: the tunnel is over either way."""
-        if self._lingering:
+        if self.lingers:
             self._end(None)
             return
         if not self._handshaken and self.error is None:
@@ -128,15 +129,14 @@ class TlsTransport(StreamSocket):
         Were the socket closed at once, what the peer still sends (a WINDOW_UPDATE for our last bytes) would be answered
         with RST, and both kernels throw away what is under way (RFC 9293 section 3.6.1).
         """
-        if not self._patient or self._read_over or self._lingering or not self._watched:
+        if not self._patient or self._read_over or self.lingers or not self._watched:
             self._end(None)
             return
-        self._lingering = True
+        self.lingers = True
         self._tell_closed(None)
         self._write_end()
         if not self.closed:
             self._want(READABLE)
-            self._poller.lingering[self] = None
             self._poller.loop.call_later(LINGER_SECONDS, self._look_for_end, self.unacknowledged)
 
     def _look_for_end(self, before: int) -> None:
@@ -158,8 +158,8 @@ class TlsTransport(StreamSocket):
         """The socket is gone."""
         self._closing = True
         self._pending.clear()
-        if self._lingering:
-            self._poller.lingering.pop(self, None)
+        if self.lingers:
+            self.lingers = False
         else:
             self._tell_closed(error)
 
@@ -187,7 +187,22 @@ class TlsTransport(StreamSocket):
         self._send_ciphertext()
 
     def close(self) -> None:
-        """Send what was appended, close_notify, then close."""
+        """Send what was appended, close_notify, then close; one that lingers is closed now."""
+        self._patient = False
+        if self.lingers:
+            self._end(None)
+            return
+        self._close()
+
+    def close_in_order(self) -> None:
+        """The same for a tunnel that has done all its work: it waits for the peer, so that nothing sent is lost.
+
+        Never for one that is cut: a socket that lingers would keep the network namespace of its pod.
+        """
+        self._patient = True
+        self._close()
+
+    def _close(self) -> None:
         if self._closing:
             return
         self._write_pending()
@@ -197,14 +212,6 @@ class TlsTransport(StreamSocket):
             lib.SSL_shutdown(self._ssl)
             self._send_ciphertext()
         self._finish()
-
-    def close_in_order(self) -> None:
-        """The same for a tunnel that has done all its work: it waits for the peer, so that nothing sent is lost.
-
-        Never for one that is cut: a socket that lingers would keep the network namespace of its pod.
-        """
-        self._patient = True
-        self.close()
 
     def abort(self) -> None:
         """Close at once; what was not sent is lost."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from certs.context import open_session
 from ztun.errors import TunnelError, TunnelTlsError, ZtunError
-from ztun.hbone.wire import ErrorCode
 from ztun.net.dial import SocketOptions, connect
 from ztun.net.opening import Answered, Opening, Unanswered
 from ztun.net.session import TunnelSession
@@ -95,6 +94,11 @@ class Tunnel(TunnelSession):
         """How many streams it carries now."""
         return 0 if self.connection is None else len(self.connection.streams)
 
+    @property
+    def lingers(self) -> bool:
+        """Whether it is closed, and its socket still waits for the peer's end."""
+        return self.tls.lingers
+
     def request(self, headers: Iterable[tuple[bytes, bytes]], timeout: float, done: Answered) -> Opening:
         """Open a CONNECT stream; ``done`` is called once, with the stream or with why there is none.
 
@@ -135,14 +139,6 @@ class Tunnel(TunnelSession):
             self.connection.drain(self._loop.time())
             if not self.connection.streams:
                 self.tls.close_in_order()
-        else:
-            self.tls.abort()
-
-    def cut(self, failure: ZtunError) -> None:
-        """Close at once, with every stream on it."""
-        self.failure = self.failure or failure
-        if self.connection is not None:
-            self.connection.terminate(ErrorCode.NO_ERROR, str(failure))
         else:
             self.tls.abort()
 

@@ -247,9 +247,8 @@ class Runtime:
                 connection.relay.cut(revoked)
         cut = self._role.cut_revoked(bundle)
         for tunnel in plane.tunnels():
-            if tunnel.peer is not None and bundle.is_revoked(tunnel.peer.chain):
+            if tunnel.cut_if_revoked(bundle):
                 plane.metrics.crl_rejections.inc("source")
-                tunnel.cut(revoked)
                 cut += 1
         self._log.info("trust bundle changed", generation=bundle.generation, tunnels_cut=cut)
 

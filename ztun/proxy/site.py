@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from certs.peer import PeerExpectation
 from ztun.dns.stub import resolve_outside
 from ztun.dns.upstream import Upstream
-from ztun.errors import CertificateRevoked, ConnectError, DnsError, ZtunError
+from ztun.errors import ConnectError, DnsError, ZtunError
 from ztun.mesh.model import join_host_port
 from ztun.net.app_socket import AppSocket
 from ztun.net.dial import connect
@@ -194,13 +194,9 @@ class Site:
                 if error.flag == "CERT_REVOKED":
                     plane.metrics.crl_rejections.inc("source")
             raise
-        assert tunnel.peer is not None
-        if plane.store.bundle.is_revoked(tunnel.peer.chain):  # by a list that came during the handshake
+        # its handshake may have begun before the revocation list came
+        if revoked := tunnel.cut_if_revoked(plane.store.bundle):
             plane.metrics.crl_rejections.inc("source")
-            revoked = CertificateRevoked(
-                "peer_revoked", "the peer's certificate was revoked", peer=tunnel.remote
-            )
-            tunnel.cut(revoked)
             raise revoked
         plane.metrics.handshake_seconds.observe(plane.loop.time() - started, "client")
         plane.metrics.pool_dials.inc()

@@ -201,7 +201,7 @@ class TunnelServer(abc.ABC):
     def abort(self) -> None:
         """Close the sockets without another word."""
         for tunnel in list(self._of):
-            tunnel.tls.abort()
+            tunnel.abort()
 
     async def closed(self) -> None:
         """Wait until the last tunnel is closed, its last byte sent."""
@@ -211,17 +211,12 @@ class TunnelServer(abc.ABC):
 
     def cut_revoked(self, bundle: TrustBundle, *tunnels: InboundTunnel) -> int:
         """Close those of the tunnels, of all if none is given, whose peers were revoked; gives how many."""
-        revoked = [
-            one
-            for one in tunnels or tuple(self._of)
-            if one.peer is not None and bundle.is_revoked(one.peer.chain)
-        ]
-        for tunnel in revoked:
-            self._plane.metrics.crl_rejections.inc("destination")
-            tunnel.cut(
-                CertificateRevoked("peer_revoked", "the peer's certificate was revoked", peer=tunnel.remote)
-            )
-        return len(revoked)
+        cut = 0
+        for tunnel in tunnels or tuple(self._of):
+            if tunnel.cut_if_revoked(bundle):
+                self._plane.metrics.crl_rejections.inc("destination")
+                cut += 1
+        return cut
 
     # -- for subclasses --------------------------------------------------------------------------------------
 

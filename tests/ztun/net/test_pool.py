@@ -41,6 +41,7 @@ class FakeTunnel:
         self.allowed = allowed
         self.draining = False
         self.is_closed = False
+        self.lingers = False
         self.idle_since = now
         self.ticks = 0
         self.streams: list[object] = []
@@ -72,6 +73,9 @@ class FakeTunnel:
     def cut(self, failure: ZtunError) -> None:
         self.failure = failure
         self.close()
+
+    def abort(self) -> None:
+        self.lingers = False
 
     def tick(self, now: float) -> None:
         assert not self.is_closed, "a closed tunnel is kept"
@@ -452,6 +456,24 @@ async def test_close_ends_dials_waiters_and_tunnels() -> None:
     assert dialler.pending == {}
     assert tunnel.failure is not None
     assert list(pool.tunnels()) == []
+
+
+@pytest.mark.asyncio
+async def test_close_ends_what_waits_for_its_peer_only() -> None:
+    """Or the socket of a tunnel that ended in order would keep the namespace of a pod that is gone."""
+    dialler = Dialler(PoolLimits())
+    pool = dialler.pool()
+    used = connect(pool)
+    await settle()
+    tunnel = dialler.succeed(KEYS[0])
+    await used
+    tunnel.lingers = True
+    tunnel.draining = True
+    tunnel.end_stream()
+    assert list(pool.tunnels()) == []
+    pool.tick(1.0)
+    await pool.close()
+    assert not tunnel.lingers
 
 
 # -- all at once -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import pytest
 
@@ -76,12 +77,17 @@ async def test_a_peer_that_does_not_close_is_waited_for_in_vain_only_once(
     transport, user = finishing(pair)
     await until(lambda: transport.closed)
     assert user.ends == [None]
-    assert not transport._poller.lingering
+    assert not transport.lingers
 
 
 @pytest.mark.asyncio
-async def test_what_lingers_ends_with_the_poller(pair: tuple[socket.socket, socket.socket]) -> None:
-    transport, _ = finishing(pair)
-    await until(lambda: bool(transport._poller.lingering))
-    transport._poller.close()
+@pytest.mark.parametrize("end", [TlsTransport.abort, TlsTransport.close])
+async def test_what_lingers_may_be_ended(
+    pair: tuple[socket.socket, socket.socket], end: Callable[[TlsTransport], None]
+) -> None:
+    transport, user = finishing(pair)
+    await until(lambda: transport.lingers)
+    end(transport)
     assert transport.closed
+    assert not transport.lingers
+    await until(lambda: user.ends == [None])
