@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from waypoint.gateway.gatekeeper import admit, policies_of
 from waypoint.gateway.termination import Terminator, server_key
 from waypoint.routes.listeners import ListenerKind, TlsTreatment
-from ztun.errors import CaptureError, RouteError, TunnelTlsError, ZtunError
+from ztun.errors import CaptureError, CertificateRevoked, RouteError, TunnelTlsError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.authorization import Attempt
 from ztun.mesh.model import join_host_port
@@ -130,7 +130,10 @@ class Ingress(Outbound):
     def _admit(
         self, client: AppSocket, arrival: Arrival, destination: Destination, peer: PeerIdentity | None
     ) -> tuple[Admitted, Way]:
-        """Ask policy, then take a place at an endpoint. Raises :class:`PolicyDenied` or :class:`RouteError`."""
+        """Ask policy, then take a place at an endpoint.
+
+        Raises :class:`PolicyDenied`, :class:`CertificateRevoked` or :class:`RouteError`.
+        """
         workload, source = arrival.view.workload, arrival.source
         admitted = Admitted(
             client,
@@ -149,6 +152,11 @@ class Ingress(Outbound):
     def _judge(self, departure: Departure) -> None:
         assert isinstance(departure, Admitted)
         admit(self._plane.snapshot, departure.source, departure.attempt)
+        peer = departure.peer
+        if peer is not None and self._plane.store.bundle.is_revoked(peer.chain):
+            raise CertificateRevoked(
+                "peer_revoked", "the client's certificate was revoked", peer=departure.source_text
+            )
 
     def _live(self, departure: Departure, route: OutboundRoute, lease: Lease | None) -> LiveConnection:
         assert isinstance(departure, Admitted)

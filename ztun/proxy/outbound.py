@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ztun.errors import CaptureError, PolicyDenied, RelayError, ZtunError
+from ztun.errors import CaptureError, CertificateRevoked, PolicyDenied, RelayError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.lookup import OutboundRoute, decide_outbound
 from ztun.mesh.model import join_host_port
@@ -18,6 +18,7 @@ from ztun.telemetry.labels import TrafficLabels
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from certs.bundle import TrustBundle
     from ztun.hbone.stream import TunnelStream
     from ztun.mesh.model import Workload
     from ztun.mesh.snapshot import Snapshot
@@ -78,8 +79,8 @@ class Journey:
     departure: Departure
     way: Way
     connection: LiveConnection
-    judged: Snapshot
-    """By which policies let it go."""
+    judged: tuple[Snapshot, TrustBundle]
+    """By whose policies and revocations it may go."""
 
 
 class Outbound:
@@ -175,7 +176,7 @@ class Outbound:
         """From here on the connection counts."""
         connection = self._live(departure, way.route, way.lease)
         self._plane.connections.opened(connection)
-        return Journey(departure, way, connection, self._plane.snapshot)
+        return Journey(departure, way, connection, (self._plane.snapshot, self._plane.store.bundle))
 
     async def _travel(self, journey: Journey, failed: ZtunError | None = None) -> None:
         """Reach the next hop; ``failed`` is how the first attempt to do so ended, if it was made."""
@@ -202,11 +203,12 @@ class Outbound:
     def _arrive(self, journey: Journey, reached: Reached) -> None:
         """Join the two ends."""
         plane, departure, connection = self._plane, journey.departure, journey.connection
-        if plane.snapshot is not journey.judged:
-            # a reload judges established connections only; this one was between the two
+        snapshot, bundle = journey.judged
+        if plane.snapshot is not snapshot or plane.store.bundle is not bundle:
+            # a change judges established connections only; this one was between the two
             try:
                 self._judge(departure)
-            except PolicyDenied as error:
+            except (PolicyDenied, CertificateRevoked) as error:
                 reached.server.abort(ErrorCode.CANCEL)
                 self._fail(journey, error)
                 return
@@ -255,7 +257,7 @@ class Outbound:
         return connection
 
     def _judge(self, departure: Departure) -> None:
-        """Raise :class:`PolicyDenied` where a policy forbids it; nothing is enforced on the way out of a pod."""
+        """Raise :class:`PolicyDenied` or :class:`CertificateRevoked`; nothing is enforced on the way out of a pod."""
 
 
 def _labels(source: Workload, route: OutboundRoute) -> TrafficLabels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import ssl
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +16,11 @@ from certs.directory import CaDirectory
 from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
 from tests.peers.tls_client import TlsClient, client_context
 from tests.peers.web_certificates import WebAuthority, WebCertificate
-from tests.waypoint.gateway.edge import Edge, gateway, says, secret
+from tests.waypoint.gateway.edge import Edge, gateway, rules, said, says, secret, to
 from tests.waypoint.gateway.tls import GATEWAY, PORT, Client, keys, tcp_to, terminating
-from tests.waypoint.server.ground import logged, sample
+from tests.waypoint.server.ground import APP_PORT, logged, sample, until
 from tests.ztun.proxy.applications import Wires
+from tests.ztun.proxy.backlog import FullBacklog
 
 pytestmark = pytest.mark.net
 
@@ -184,24 +186,65 @@ async def test_a_client_of_the_mesh_shows_its_identity(
     await logged(edge.gateway, lambda one: one.get("error.code") == "policy_rejection")
 
 
+async def enter(edge: Edge, wires: Wires, name: str) -> tuple[TlsClient, Callable[[], None]]:
+    """A client of the mesh whose handshake with the gateway is done, and what revokes its certificate."""
+    files = edge.authority.issue(SpiffeId(DEFAULT_TRUST_DOMAIN, "default", name))
+    context = client_context(files.roots.read_text(), certificate=files.chain, key=files.key)
+    context.check_hostname = False
+    session = TlsClient(await wires.dial(edge.address(PORT)), context, "shop.example.com")
+    await session.handshake()
+    certificate = x509.load_pem_x509_certificates(files.chain.read_bytes())[0]
+
+    def revoke() -> None:
+        CaDirectory(edge.authority.directory).revoke(certificate.serial_number, None, now=datetime.now(UTC))
+
+    return session, revoke
+
+
 @pytest.mark.asyncio
 async def test_a_client_of_the_mesh_that_is_revoked_loses_its_connections(edge: Edge, wires: Wires) -> None:
     await edge.apply([gateway(GATEWAY, terminating("ISTIO_MUTUAL", "")), tcp_to()])
-    sessions = []
-    for name in ("friend", "stolen"):
-        files = edge.authority.issue(SpiffeId(DEFAULT_TRUST_DOMAIN, "default", name))
-        context = client_context(files.roots.read_text(), certificate=files.chain, key=files.key)
-        context.check_hostname = False
-        session = TlsClient(await wires.dial(edge.address(PORT)), context, "shop.example.com")
-        await session.handshake()
+    friend, _ = await enter(edge, wires, "friend")
+    stolen, revoke = await enter(edge, wires, "stolen")
+    for session in (friend, stolen):
         await session.send(b"test\n")
         assert await session.receive(11) == b"hello test\n"
-        sessions.append(session)
-    friend, stolen = sessions
-    certificate = x509.load_pem_x509_certificates(files.chain.read_bytes())[0]
-    CaDirectory(edge.authority.directory).revoke(certificate.serial_number, None, now=datetime.now(UTC))
+    revoke()
     with pytest.raises(ConnectionError):
         await stolen.receive_all()
     await logged(edge.gateway, lambda one: one.get("error.code") == "peer_revoked" and "bytes_sent" in one)
     await friend.send(b"test\n")
     assert await friend.receive(11) == b"hello test\n"
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_is_revoked_while_its_destination_is_dialled_gets_no_byte_through(
+    edge: Edge, wires: Wires
+) -> None:
+    app = rules("terminated", [GATEWAY], tcp=[{"route": [to("app")]}])
+    await edge.apply([gateway(GATEWAY, terminating("ISTIO_MUTUAL", "")), app])
+    dialled = sample(edge.gateway, "istio_tcp_connections_opened_total")
+    changes = len(said(edge.gateway, "trust bundle changed"))
+    async with FullBacklog(edge.app.ip, APP_PORT) as busy:
+        stolen, revoke = await enter(edge, wires, "robbed")
+        await until(
+            edge.gateway,
+            "dialling",
+            lambda: sample(edge.gateway, "istio_tcp_connections_opened_total") > dialled,
+        )
+        revoke()
+        await until(
+            edge.gateway,
+            "knowing the revocation",
+            lambda: len(said(edge.gateway, "trust bundle changed")) > changes,
+        )
+        reached = await busy.relent()
+        with pytest.raises(ConnectionError):
+            await stolen.receive_all()
+        with reached, pytest.raises(ConnectionResetError):
+            await asyncio.get_running_loop().sock_recv(reached, 1)
+    found = await logged(
+        edge.gateway,
+        lambda one: one.get("error.code") == "peer_revoked" and "app." in str(one.get("dst.service")),
+    )
+    assert found["bytes_sent"] == 0

@@ -141,9 +141,13 @@ class InpodWorld:
         pod.run("ip", "-6", "route", "replace", "default", "dev", "eth0")
         pod.namespace.ip, pod.ip, pod.ip6 = old.ip, old.ip, old.ip6
         self.members[name] = (pod, node)
-        for other, _ in self.members.values():
-            other.run("ip", "neigh", "flush", "dev", "eth0")  # they know the address of the card that is gone
         return pod
+
+    def unplug(self, old: Pod) -> None:
+        """End the card of a pod that was replaced: sockets keep its namespace, which would answer for the address."""
+        self.network.unplug(old.namespace)
+        for other, _ in self.members.values():
+            other.run("ip", "neigh", "flush", "dev", "eth0")
 
     def configure(self, *documents: Mapping[str, Any]) -> None:
         """Write the mesh; the proxies follow."""

@@ -48,11 +48,12 @@ def run(*command: str, text: str | None = None) -> str:
 
 
 class Namespace:
-    """One network namespace. ``ip`` is its address on the bridge."""
+    """One network namespace. ``ip`` is its address on the bridge, ``port`` the bridge's end of its card."""
 
-    def __init__(self, name: str, ip: str) -> None:
+    def __init__(self, name: str, ip: str, port: str = "") -> None:
         self.name = name
         self.ip = ip
+        self.port = port
 
     def run(self, *command: str, text: str | None = None) -> str:
         """Run a command inside."""
@@ -113,9 +114,9 @@ class Network:
     def pod(self, name: str) -> Namespace:
         """One more namespace with an address and a default route."""
         self._count += 1
-        pod = Namespace(f"{self._prefix}-{name}", f"10.77.0.{self._count}")
-        self._make(pod.name)
         port = f"port{self._count}"
+        pod = Namespace(f"{self._prefix}-{name}", f"10.77.0.{self._count}", port)
+        self._make(pod.name)
         run(
             "ip", "-n", pod.name, "link", "add", "eth0", "type", "veth",
             "peer", "name", port, "netns", self._switch,
@@ -126,6 +127,10 @@ class Network:
         run("ip", "-n", pod.name, "link", "set", "eth0", "up")
         run("ip", "-n", pod.name, "route", "add", "default", "dev", "eth0")
         return pod
+
+    def unplug(self, pod: Namespace) -> None:
+        """Take the card of a namespace away, also of one that has no name any more."""
+        run("ip", "-n", self._switch, "link", "del", pod.port)
 
 
 class InsideNode(NodeProcess):

@@ -124,8 +124,9 @@ async def test_a_pod_that_comes_back_with_its_address_has_nothing_of_the_one_bef
         assert there.peer[0] == client.ip
         await exchange(wire, there)  # which leaves a tunnel from one pod to the other
         await load.some_more(5)
-        server = await asyncio.to_thread(come_back, world, number)
+        old, server = server, await asyncio.to_thread(come_back, world, number)
         assert await wire.ending() == "reset"
+        await asyncio.to_thread(world.unplug, old)
     await standing.send(b"still here")
     assert await standing.receive(10) == b"still here"
     load.stopping = True
