@@ -61,6 +61,8 @@ class Exchange:
     def received(self, stream_id: int, block: bytearray, *, end_stream: bool) -> None:
         """Handle one whole header block. Raises ``ProtocolViolation`` and ``GuardTripped``."""
         connection = self._connection
+        for _ in range(len(block) // connection.guard.limits.large_header_bytes):
+            connection.count(Abuse.LARGE_HEADERS)
         try:
             headers = self._headers.decode(block)
         except HeaderBlockError as error:

@@ -30,6 +30,7 @@ class Abuse(Enum):
     WINDOW_UPDATE = "window_update"
     CONTINUATION = "continuation"
     HEADER_LIST = "header_list"
+    LARGE_HEADERS = "large_headers"
     UNSENT_CONTROL = "unsent_control"
     STALLED_STREAM = "stalled_stream"
     REFUSED_STREAM = "refused_stream"
@@ -55,6 +56,7 @@ class GuardLimits:
             Abuse.PING: Budget(100),  # CVE-2019-9512
             Abuse.SETTINGS: Budget(50),  # CVE-2019-9515
             Abuse.EMPTY_DATA: Budget(100),  # CVE-2019-9518
+            Abuse.LARGE_HEADERS: Budget(100),  # Huffman-coded bytes cost more to decode than to send
             Abuse.WINDOW_UPDATE: Budget(100),  # credit for bytes that were never sent
             Abuse.STALLED_STREAM: Budget(100, 1_000),  # streams opened and never read
             Abuse.REFUSED_STREAM: Budget(1_000),  # streams beyond MAX_CONCURRENT_STREAMS
@@ -63,6 +65,7 @@ class GuardLimits:
     )
     continuation_frames: int = 20  # CVE-2024-27316
     header_block_bytes: int = 65_536  # a block costs its decoder time for every byte, whatever it decodes to
+    large_header_bytes: int = 4096  # a block counts as large once for each of these; HBONE's are below one
     control_frame_bytes: int = 65_536  # no legitimate control frame of HBONE comes near it
     unsent_control_bytes: int = 65_536  # CVE-2019-9512 ff.: replies that pile up for a peer that never reads
 

@@ -36,14 +36,17 @@ def parse_port(text: str) -> int:
     return int(text)
 
 
-@lru_cache(maxsize=4096)  # the same names come with every connection
 def is_hostname(text: str) -> bool:
     """Whether ``text`` is a DNS name. A last label of digits is refused: that is a mistyped IPv4 address."""
+    # the length first: what a cache keeps may come from a peer
+    return 0 < len(text) <= MAX_HOSTNAME_BYTES and _is_hostname(text)
+
+
+@lru_cache(maxsize=4096)  # the same names come with every connection
+def _is_hostname(text: str) -> bool:
     labels = text.split(".")
-    return (
-        0 < len(text) <= MAX_HOSTNAME_BYTES
-        and all(_LABEL.fullmatch(label) for label in labels)
-        and not re.fullmatch(r"[0-9]+|0[xX][0-9a-fA-F]*", labels[-1], re.ASCII)
+    return all(_LABEL.fullmatch(label) for label in labels) and not re.fullmatch(
+        r"[0-9]+|0[xX][0-9a-fA-F]*", labels[-1], re.ASCII
     )
 
 

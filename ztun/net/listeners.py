@@ -154,7 +154,9 @@ def bind(
     except OSError as error:
         raise cannot_listen(ip, port, purpose, error) from error
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if kind == socket.SOCK_STREAM:
+            # For UDP it would let any user take the port over (socket(7)): the last one bound gets every datagram.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if how.port_reuse:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:

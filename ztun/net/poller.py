@@ -88,4 +88,7 @@ class Poller:
         if due:
             self._due = []
             for work in due:
-                work()
+                try:
+                    work()
+                except Exception as error:  # it is one tunnel's: the others are flushed all the same
+                    self.loop.call_exception_handler({"message": f"{work!r} failed", "exception": error})

@@ -511,6 +511,23 @@ def test_a_header_block_that_is_all_encoding_and_no_headers(client: bool) -> Non
 
 
 @ROLES
+def test_large_header_blocks_one_after_the_other(client: bool) -> None:
+    """Each is within the limits; decoding them all would take the event loop from everybody else."""
+    bench = Bench(client=client)
+    size = 3 * LIMITS.large_header_bytes
+    fields = [*(OK if client else CONNECT), (b"baggage", b"a" * size)]
+    sent = 0
+    while not bench.wire.closed:
+        stream_id = bench.open()[0].id if client else 2 * sent + 1
+        bench.feed(bench.headers(stream_id, fields))
+        bench.tunnel.release_slot()
+        sent += 1
+    bench.assert_tripped(Abuse.LARGE_HEADERS)
+    block = len(bench.headers(1, fields).data)
+    assert sent == per_window(Abuse.LARGE_HEADERS) // (block // LIMITS.large_header_bytes) + 1
+
+
+@ROLES
 def test_headers_up_to_the_limits_are_served(client: bool) -> None:
     bench = Bench(client=client)
     settings = TunnelSettings()

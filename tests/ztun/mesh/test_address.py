@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ztun.mesh import address
 from ztun.mesh.address import AddressError, is_hostname, parse_host_port
 
 pytestmark = pytest.mark.unit
@@ -102,3 +103,10 @@ def test_every_address_round_trips(ip: ipaddress.IPv4Address | ipaddress.IPv6Add
     mapped = getattr(ip, "ipv4_mapped", None)
     assert ipaddress.ip_address(parsed.host) == (mapped or ip)
     assert parsed.port == port
+
+
+def test_what_is_too_long_for_a_name_is_not_remembered() -> None:
+    """It may come from a peer, which could fill thousands of places with it."""
+    known = address._is_hostname.cache_info()
+    assert not is_hostname("a." * 30_000)
+    assert address._is_hostname.cache_info() == known

@@ -184,3 +184,18 @@ async def test_an_error_of_one_is_reported_and_the_others_are_told(poller: Polle
     for one in (*good, *bad):
         poller.forget(one.fileno())
         one.close()
+
+
+@pytest.mark.asyncio
+async def test_what_fails_at_the_end_of_a_turn_costs_nobody_else(poller: Poller) -> None:
+    reports: list[BaseException] = []
+    poller.loop.set_exception_handler(lambda _, context: reports.append(context["exception"]))
+    done: list[str] = []
+
+    def fail() -> None:
+        raise ValueError("of one tunnel")
+
+    poller.after_turn(fail)
+    poller.after_turn(lambda: done.append("the other"))
+    await until(lambda: bool(done))
+    assert [str(one) for one in reports] == ["of one tunnel"]
