@@ -46,7 +46,8 @@ class _Listener:
 
     uid: str
     tunnels: dict[InboundTunnel, None]
-    handshakes: int = 0
+    unproven: dict[InboundTunnel, None] = field(default_factory=dict)
+    """Those of them that have not shown a certificate yet, the oldest first."""
     peers: dict[tuple[SpiffeId, str], int] = field(default_factory=dict)
     """How many tunnels each identity has from each address: flood budgets are per tunnel, so these are counted."""
 
@@ -96,17 +97,21 @@ class TunnelServer(abc.ABC):
         listener = self._listeners.setdefault(uid, _Listener(uid, {}))
         listener.tunnels[tunnel] = None
         self._of[tunnel] = listener
-        listener.handshakes += 1
+        listener.unproven[tunnel] = None
+        if len(listener.unproven) > MAX_HANDSHAKES:
+            # A peer of the mesh needs milliseconds: who has waited longest is none, and keeps nobody else out.
+            oldest = next(iter(listener.unproven))
+            del listener.unproven[oldest]
+            oldest.refuse(
+                CaptureError(
+                    "too_many_handshakes", "too many newer tunnels have not shown a certificate either"
+                )
+            )
         plane.metrics.sockets_open.add("destination")
         self._site.spawn(self._start(tunnel, listener))
 
     async def _start(self, tunnel: InboundTunnel, listener: _Listener) -> None:
         plane = self._plane
-        if listener.handshakes > MAX_HANDSHAKES:
-            tunnel.refuse(
-                CaptureError("too_many_handshakes", "too many tunnels have not shown a certificate")
-            )
-            return
         try:
             local = await wait_for_workload(
                 plane, lambda: self._find(listener.uid), join_host_port(*tunnel.local)
@@ -131,7 +136,7 @@ class TunnelServer(abc.ABC):
     def tunnel_ready(self, tunnel: InboundTunnel) -> None:
         """The peer is verified."""
         listener = self._of[tunnel]
-        listener.handshakes -= 1
+        listener.unproven.pop(tunnel, None)
         self._plane.metrics.tunnels_open.add("server")
         peer = _peer(tunnel)
         listener.peers[peer] = listener.peers.get(peer, 0) + 1
@@ -159,7 +164,7 @@ class TunnelServer(abc.ABC):
                 if not tunnel.connection.ready:
                     self._refused(tunnel, tunnel.failure)
             return
-        listener.handshakes -= 1
+        listener.unproven.pop(tunnel, None)
         failure = tunnel.failure
         if failure is not None:
             metrics.handshake_failures.inc("server", failure.code)
@@ -177,8 +182,9 @@ class TunnelServer(abc.ABC):
     def tick(self, now: float) -> None:
         """Once a second."""
         for tunnel in list(self._of):
-            if self._plane.draining:
-                tunnel.drain()  # one that came at the last moment was let in for what it brought
+            # a drain is for those too that came at the last moment, and were let in for what they brought
+            if self._plane.draining or tunnel.expired:
+                tunnel.drain()
             tunnel.tick(now)
 
     def drain(self) -> None:
