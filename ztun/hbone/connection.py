@@ -36,6 +36,7 @@ from ztun.hbone.wire import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ztun.hbone.holdings import Holdings
     from ztun.hbone.roles import ConnectionOwner, Output
 
 _LATE_FRAMES_PER_STREAM = (
@@ -47,7 +48,7 @@ class TunnelConnection:
     """The state of one tunnel; ``client`` is the end that opens streams.
 
     ``peer_streams`` is how many streams the peer allows at once. ``draining`` is true when no new stream may be
-    opened (GOAWAY in either direction, stream ids used up).
+    opened (GOAWAY in either direction, stream ids used up). ``holdings`` are shared by all tunnels of a process.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class TunnelConnection:
         now: float,
         settings: TunnelSettings,
         limits: GuardLimits,
+        holdings: Holdings,
     ) -> None:
         self.client = client
         self.output = output
@@ -76,6 +78,7 @@ class TunnelConnection:
         self.peer_stream_window = DEFAULT_WINDOW_BYTES
         self.send_window = DEFAULT_WINDOW_BYTES
         self.recv_window = max(settings.connection_window, DEFAULT_WINDOW_BYTES)
+        self.holdings = holdings
         self.held = 0
         self.credit_due = 0
         self.stream_credit_due = 0
@@ -199,7 +202,8 @@ class TunnelConnection:
     def hold(self, size: int) -> None:
         """Payload waits for its stream's other side; above the limit its connection credit waits with it."""
         self.held += size
-        if self.held > self.settings.held_limit:
+        self.holdings.total += size
+        if self.held > self.settings.held_limit or self.holdings.large:
             self._debt += size
         else:
             self.credit_connection(size)
@@ -207,7 +211,13 @@ class TunnelConnection:
     def release_held(self, size: int) -> None:
         """Held payload was delivered or dropped."""
         self.held -= size
-        due = self._debt - max(0, self.held - self.settings.held_limit)
+        self.holdings.total -= size
+        self._return_debt()
+
+    def _return_debt(self) -> None:
+        """Return the credit that waited and need not wait any longer."""
+        bearable = 0 if self.holdings.large else self.settings.held_limit
+        due = self._debt - max(0, self.held - bearable)
         if due > 0:
             self._debt -= due
             self.credit_connection(due)
@@ -281,6 +291,12 @@ class TunnelConnection:
                 ErrorCode.PROTOCOL_ERROR, f"a frame for stream {stream_id}, which was never opened"
             )
 
+    def drop_held(self, stream: TunnelStream) -> None:
+        """Nobody reads a stream, and there is no more room for what waits: reset it."""
+        reason = f"{self.holdings.most >> 20} MiB wait for readers that have stopped, and this is one of them"
+        self.lose_stream(stream, ErrorCode.ENHANCE_YOUR_CALM, reason)
+        self.reply(rst_stream(stream.id, ErrorCode.ENHANCE_YOUR_CALM))
+
     # -- the end of the connection ---------------------------------------------------------------------------
 
     def drain(self, now: float) -> None:
@@ -336,6 +352,7 @@ class TunnelConnection:
         if ping := self.control.keep_alive(now):
             self.reply(ping)
         self._reset_stalled(now)
+        self._return_debt()  # others may have made room
 
     def _reset_stalled(self, now: float) -> None:
         limit = self.settings.stall_timeout

@@ -169,6 +169,8 @@ class TunnelStream:
             self.early.append(bytes(data))
         self.held += size
         connection.hold(size)
+        if connection.holdings.too_large:
+            connection.drop_held(self)
 
     def end_received(self) -> None:
         """The peer sent its last byte."""

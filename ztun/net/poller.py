@@ -12,6 +12,7 @@ import asyncio
 import select
 from typing import TYPE_CHECKING
 
+from ztun.hbone.holdings import Holdings
 from ztun.net.buffers import LoopBuffers
 
 if TYPE_CHECKING:
@@ -25,11 +26,15 @@ EVENTS_PER_TURN = 256  # then timers and everything else of the loop have their 
 
 
 class Poller:
-    """Tells who can read or write. ``buffers`` are shared by everybody it tells, one at a time."""
+    """Tells who can read or write. ``buffers`` are shared by everybody it tells, one at a time.
+
+    ``holdings`` are what all tunnels on these sockets hold together.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.buffers = LoopBuffers()
+        self.holdings = Holdings()
         self._epoll = select.epoll()
         self._ready: dict[int, Callable[[int], None]] = {}
         self._due: list[Callable[[], None]] = []

@@ -41,6 +41,7 @@ class TunnelSession:
         self._loop = poller.loop
         self._settings = settings
         self._limits = limits
+        self._holdings = poller.holdings
         self.tls = TlsTransport(poller, self)
         self.connection: TunnelConnection | None = None
         self.peer: PeerIdentity | None = None
@@ -90,6 +91,7 @@ class TunnelSession:
             now=self._loop.time(),
             settings=self._settings,
             limits=self._limits,
+            holdings=self._holdings,
         )
 
     def received(self, data: memoryview, now: float) -> None:

@@ -270,6 +270,7 @@ class Runtime:
             now = loop.time()
             plane.metrics.tick(now - due)
             plane.metrics.tasks.set(len(asyncio.all_tasks()))
+            plane.metrics.held_bytes.set(plane.poller.holdings.total)
             for site in list(plane.sites):
                 site.tick(now)
             self._role.tick(now)

@@ -73,6 +73,9 @@ class Metrics:
                 ("role",),
             )
         )
+        self.held_bytes = self.add(
+            Gauge("ztun_held_bytes", "Payload that waits for readers that have stopped (unstable)")
+        )
         self.pool_hits = self.add(Counter("ztun_pool_hits", "Streams opened on a pooled tunnel (unstable)"))
         self.pool_dials = self.add(Counter("ztun_pool_dials", "Tunnels dialled by the pool (unstable)"))
         self.guard_trips = self.add(

@@ -10,6 +10,7 @@ from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, RstStr
 
 from ztun.hbone.connection import TunnelConnection
 from ztun.hbone.guard import Abuse, GuardLimits
+from ztun.hbone.holdings import Holdings
 from ztun.hbone.settings import TunnelSettings
 from ztun.hbone.stream import TunnelStream
 from ztun.hbone.wire import CLIENT_PREFACE, ErrorCode
@@ -129,6 +130,7 @@ class Bench:
         client: bool = False,
         settings: TunnelSettings | None = None,
         limits: GuardLimits | None = None,
+        holdings: Holdings | None = None,
         peer_settings: dict[int, int] | None = None,
         greet: bool = True,
         acknowledge: bool = True,
@@ -145,6 +147,7 @@ class Bench:
             now=self.now,
             settings=settings or TunnelSettings(),
             limits=limits or GuardLimits(),
+            holdings=holdings or Holdings(),
         )
         if greet:
             if not client:

@@ -20,6 +20,7 @@ from h2.events import (
 from tests.ztun.hbone.rig import CONNECT, OK, REFUSED, Answerer, Tray, Wire
 from ztun.hbone.connection import TunnelConnection
 from ztun.hbone.guard import GuardLimits
+from ztun.hbone.holdings import Holdings
 from ztun.hbone.settings import TunnelSettings
 from ztun.hbone.wire import ErrorCode
 
@@ -41,6 +42,7 @@ class Opposite:
             now=0.0,
             settings=settings or TunnelSettings(),
             limits=GuardLimits(),
+            holdings=Holdings(),
         )
         self.peer.initiate_connection()
         self.exchange()

@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 
 from tests.ztun.hbone.rig import CONNECT, OK, Answerer, Bench, Fields
 from ztun.hbone.connection import TunnelConnection
-from ztun.hbone.guard import GuardLimits
+from ztun.hbone.guard import UNLIMITED, Abuse, Budget, GuardLimits
+from ztun.hbone.holdings import Holdings
 from ztun.hbone.settings import KIB, TunnelSettings
 from ztun.hbone.stream import HEADROOM_BYTES, TunnelStream
 from ztun.hbone.wire import CLIENT_PREFACE, ErrorCode
@@ -203,6 +204,9 @@ class Pair:
         self.server_halves = [Half(2 * index + 1, 2 * index) for index in range(STREAMS)]
         self.client_owner, self.server_owner = Answerer(), ServerEnd(self)
         limits = GuardLimits()
+        if tiny_windows:  # whose credit comes in steps that the guard counts: no honest peer has such windows
+            limits = GuardLimits(limits.budgets | {Abuse.WINDOW_UPDATE: Budget(UNLIMITED)})
+        self.holdings = Holdings()
         window = TINY_WINDOW if tiny_windows else TIGHT.stream_window
         self.settings = TunnelSettings(
             stream_window=window,
@@ -217,6 +221,7 @@ class Pair:
             now=self.now,
             settings=self.settings,
             limits=limits,
+            holdings=self.holdings,
         )
         self.server = TunnelConnection(
             self.server_pipe,
@@ -225,6 +230,7 @@ class Pair:
             now=self.now,
             settings=self.settings,
             limits=limits,
+            holdings=self.holdings,
         )
         self.client_pipe.sender, self.server_pipe.sender = self.client, self.server
         self.exchange()
