@@ -112,6 +112,8 @@ class ProxySettings:
     keep_source: bool | None = None
     """Whether applications see the client's address: refuse connections where that cannot be (True), never try
     (False), or warn where it cannot be (None)."""
+    pod_connections: int | None = None
+    """In in-pod mode: how many connections one pod may have. By default half of the descriptors are enough for them."""
     drain_deadline: float = 5.0
     timeouts: ConnectionTimeouts = field(default_factory=ConnectionTimeouts)
     tunnel_timeouts: TunnelTimeouts = field(default_factory=TunnelTimeouts)
@@ -231,6 +233,7 @@ def settings_from(
         registry_only=env.read("ZTUN_OUTBOUND_TRAFFIC_POLICY", False, _registry_only),
         ipv6=env.flag("IPV6_ENABLED", default=True),
         keep_source=env.read("ENABLE_ORIG_SRC", None, _boolean),
+        pod_connections=env.read("ZTUN_MAX_CONNECTIONS_PER_POD", None, _positive),
         drain_deadline=_drain_deadline(env),
         timeouts=ConnectionTimeouts(
             half_closed=env.duration("ZTUN_HALF_CLOSED_TIMEOUT", ConnectionTimeouts().half_closed),

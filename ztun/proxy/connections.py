@@ -110,6 +110,8 @@ class Connections:
         connection.series = self._series(connection.labels)
         connection.series.opened += 1
         connection.moved_at = connection.started
+        if connection.site is not None:
+            connection.site.connections += 1
         self._open[connection] = None
         if self._access_log.wants_opened:
             self._access_log.opened(self._report(connection, None))
@@ -128,6 +130,8 @@ class Connections:
         if connection not in self._open:
             return
         del self._open[connection]
+        if connection.site is not None:
+            connection.site.connections -= 1
         if connection.on_end is not None:
             connection.on_end()
         self._publish(connection)

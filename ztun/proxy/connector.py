@@ -79,7 +79,9 @@ class Connector:
                 server, peer = await self.connect(source, source_address, route, limits)
             except ZtunError as error:
                 first = first or error
-                if attempt + 1 == ATTEMPTS or not worth_another(error):
+                # an address outside the mesh has no other endpoint, and the client itself may try again
+                outside = route.authority is None and route.destination is None
+                if attempt + 1 == ATTEMPTS or outside or not worth_another(error):
                     raise first from error
                 if route.destination is not None:
                     excluded |= {route.destination.uid}

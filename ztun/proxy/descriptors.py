@@ -12,6 +12,7 @@ from ztun.telemetry.logging import get_logger
 if TYPE_CHECKING:
     from ztun.telemetry.readiness import PendingTask, Readiness
 
+DESCRIPTORS_PER_CONNECTION = 2  # both ends; those over a tunnel take one
 _ANY_DESCRIPTOR = 0  # standard input, which always is one
 
 
@@ -23,6 +24,12 @@ def raise_descriptor_limit() -> tuple[int, int]:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             return soft, hard
     return soft, soft
+
+
+def connections_of_one_pod() -> int:
+    """How many connections half of the descriptors are enough for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, soft // 2 // DESCRIPTORS_PER_CONNECTION)
 
 
 class DescriptorWatch:

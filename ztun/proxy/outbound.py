@@ -146,8 +146,9 @@ class Outbound:
         await self._carry(departure, way)
 
     def _decide(self, departure: Departure) -> Way:
-        """The way through the mesh. Raises :class:`RouteError`."""
+        """The way through the mesh. Raises :class:`RouteError` or :class:`CaptureError`."""
         plane = self._plane
+        self._site.check_room()
 
         def route(excluded: frozenset[str]) -> OutboundRoute:
             return decide_outbound(

@@ -44,6 +44,7 @@ class Passthrough:
         connection: LiveConnection | None = None
         try:
             local = await self._local(destination)
+            self._site.check_room()
             connection = self._live(local, source, destination, texts, started)
             plane.connections.opened(connection)
             judged = plane.snapshot

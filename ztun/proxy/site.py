@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from certs.peer import PeerExpectation
 from ztun.dns.stub import resolve_outside
 from ztun.dns.upstream import Upstream
-from ztun.errors import ConnectError, DnsError, ZtunError
+from ztun.errors import CaptureError, ConnectError, DnsError, ZtunError
 from ztun.mesh.model import join_host_port
 from ztun.net.app_socket import AppSocket
 from ztun.net.dial import connect
 from ztun.net.namespaces import make_socket
 from ztun.net.pool import PoolKey, TunnelPool
 from ztun.net.tunnel import Tunnel, dial_tunnel
+from ztun.proxy.descriptors import connections_of_one_pod
 from ztun.telemetry.logging import get_logger
 
 if TYPE_CHECKING:
@@ -48,8 +49,20 @@ class Site:
         self._waiting = 0
         self._none_waits: asyncio.Future[None] | None = None
         self.closed = False
+        self.connections = 0
+        """How many are open that belong here."""
+        self._connections_limit = plane.settings.pod_connections or connections_of_one_pod()
         self._hits = 0
         self._log = get_logger("proxy")
+
+    def check_room(self) -> None:
+        """Raise :class:`CaptureError` when a pod has taken its share of the process, which serves all of its node."""
+        if self.namespace is not None and self.connections >= self._connections_limit:
+            raise CaptureError(
+                "too_many_connections",
+                f"the pod has {self.connections} connections, and may have no more",
+                hint="ZTUN_MAX_CONNECTIONS_PER_POD sets the limit",
+            )
 
     # -- set-ups ---------------------------------------------------------------------------------------------
 

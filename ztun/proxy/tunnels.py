@@ -246,6 +246,7 @@ class TunnelServer(abc.ABC):
         try:
             local = self._local(tunnel)
             request = _read(headers)
+            self._site.check_room()
             connection, approach = self._admit(tunnel, local, request, plane.loop.time())
             plane.connections.opened(connection)
             server = approach.at_once()

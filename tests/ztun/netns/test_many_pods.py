@@ -12,8 +12,12 @@ import pytest
 from tests.peers.credentials import ThrowAwayAuthority
 from tests.peers.node import NodeProcess, write_mesh
 from tests.ztun.agent.pods import Pod, PodNetwork
+from tests.ztun.netns.connections import dial, listen
+from tests.ztun.netns.inpod import InpodNode, InpodWorld
 from tests.ztun.netns.namespaces import missing
 from tests.ztun.netns.plain_agent import Agent
+from tests.ztun.proxy.applications import Wire, Wires
+from tests.ztun.proxy.processes import lines, metric, wait_for
 from ztun.zds.messages import AddWorkload, DelWorkload, SnapshotSent
 
 pytestmark = pytest.mark.netns
@@ -63,6 +67,59 @@ def test_one_process_serves_two_hundred_pods(network: PodNetwork, tmp_path: Path
         proxy.wait_until(lambda: proxy.descriptors() <= before, "rid of all of it")
         for pod in pods:
             assert listening(pod) == set()
+
+
+@pytest.mark.asyncio
+async def test_one_pod_cannot_take_what_the_others_need(tmp_path: Path) -> None:
+    """Neither with what it opens nor with what others open to it; each of its connections that ends makes room."""
+    if REASON:
+        pytest.skip(REASON)
+    environment = {"ZTUN_MAX_CONNECTIONS_PER_POD": "3"}
+    with InpodWorld(tmp_path, environment=environment) as world:
+        near, far = world.node("near"), world.node("far")
+        greedy, modest, server = (
+            world.pod("greedy", "near"),
+            world.pod("modest", "near"),
+            world.pod("server", "far"),
+        )
+        other = world.pod("other", "far")
+        async with Wires() as wires:
+            await listen(wires, server.namespace, echo=True)
+            await listen(wires, other.namespace, echo=True)
+
+            async def answered(source: Pod, target: Pod) -> Wire:
+                wire = await dial(wires, source.namespace, target.ip)
+                await wire.send(b"hello")
+                assert await wire.receive(5) == b"hello"
+                return wire
+
+            async def refused(source: Pod, target: Pod) -> bool:
+                try:
+                    wire = await dial(wires, source.namespace, target.ip)
+                except ConnectionResetError:
+                    return True
+                return await wire.ending() == "reset"
+
+            async def says_so(node: InpodNode) -> None:
+                await wait_for(
+                    node.proxy,
+                    "saying so",
+                    lambda: any(one.get("error.code") == "too_many_connections" for one in lines(node.proxy)),
+                )
+
+            mine = [await answered(greedy, server) for _ in range(3)]
+            assert await refused(greedy, other)
+            await says_so(near)
+            assert await refused(modest, server)
+            await says_so(far)
+            await answered(modest, other)
+            await mine.pop().close()
+            await wait_for(
+                near.proxy,
+                "done with one",
+                lambda: metric(near.proxy, "istio_tcp_connections_closed_total") >= 1,
+            )
+            await answered(greedy, other)
 
 
 def listening(pod: Pod) -> set[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from h2.connection import H2Connection
@@ -15,6 +16,7 @@ from tests.ztun.proxy.journal import code
 from tests.ztun.proxy.mesh import APP_PORT, Mesh, Pair
 from tests.ztun.proxy.rogue import H2Server, RogueServer, answer_ok, server_context
 from ztun.mesh.model import Authorization, Match, PolicyAction, PolicyScope
+from ztun.net.app_socket import AppSocket
 
 pytestmark = pytest.mark.net
 
@@ -154,6 +156,28 @@ async def test_first_failure_is_reported_when_both_fail(service: Mesh, wires: Wi
     assert len(kinds) == 2
     assert near.sample("istio_tcp_connections_opened_total") == ROUNDS
     assert near.sample("istio_tcp_connections_failed_total", response_flags="CONNECT") == ROUNDS
+
+
+@pytest.mark.asyncio
+async def test_an_address_outside_the_mesh_is_dialled_once(
+    pair: Pair, wires: Wires, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no other endpoint, and a black hole would take twice as long to be noticed."""
+    dialled: list[tuple[str, int]] = []
+    await pair.start("near")
+    site = pair.near.plane.home
+    plain = site.dial_plain
+
+    async def dial_plain(address: tuple[str, int], *rest: Any, **more: Any) -> AppSocket:
+        dialled.append(address)
+        return await plain(address, *rest, **more)
+
+    monkeypatch.setattr(site, "dial_plain", dial_plain)
+    nobody = pair.addresses.take()
+    client = await wires.dial(await pair.enter(pair.client, nobody))
+    assert await client.ending() == "reset"
+    assert code(await pair.near.journal.end()) == "connect_refused"
+    assert dialled == [(nobody, APP_PORT)]
 
 
 @pytest.mark.asyncio
