@@ -4,8 +4,8 @@
    expected identities; never wider, or one pod would speak with another's name.
 2. Of the ready tunnels the fullest that has room is taken; a full tunnel is used again when it drains.
 3. One dial at a time per key. Whoever comes meanwhile waits; when the dial fails all waiters get its error.
-4. A tunnel that nobody uses for ``idle_timeout`` is closed, and so are those whose destination is gone or whose
-   certificates have ended.
+4. A tunnel that nobody uses for ``idle_timeout`` is closed, and so are those whose destination is gone. One that is
+   used may outlive its certificates, as in ztunnel: a CA that is away must not end what goes on.
 """
 
 from __future__ import annotations
@@ -131,8 +131,7 @@ class TunnelPool:
         for key, entry in list(self._entries.items()):
             for tunnel in list(entry.tunnels):
                 tunnel.tick(now)
-                unused = not tunnel.stream_count and now - tunnel.idle_since >= self._limits.idle_timeout
-                if unused or tunnel.expired:
+                if not tunnel.stream_count and now - tunnel.idle_since >= self._limits.idle_timeout:
                     tunnel.retire()
             if not entry.tunnels and not entry.waiters and entry.dialling is None:
                 del self._entries[key]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from typing import TYPE_CHECKING
 
 from certs.context import handshake_failure, peer
@@ -46,8 +44,6 @@ class TunnelSession:
         self.connection: TunnelConnection | None = None
         self.peer: PeerIdentity | None = None
         self.remote = remote
-        self.expires = math.inf
-        """When the first of the certificates ends that the tunnel was made with, in seconds since 1970."""
         self.failure: ZtunError | None = None
         self.closed_reason = ""
         self.is_closed = False
@@ -64,11 +60,6 @@ class TunnelSession:
         """Close the socket without another word, also one that lingers."""
         self.tls.abort()
 
-    @property
-    def expired(self) -> bool:
-        """Whether a certificate has ended: what is under way may go on, but nothing new may rely on it."""
-        return time.time() >= self.expires
-
     def cut_if_revoked(self, bundle: TrustBundle) -> CertificateRevoked | None:
         """Close at once if the peer's certificate is revoked by a list that came after it was verified; gives why."""
         if self.peer is None or not bundle.is_revoked(self.peer.chain):
@@ -83,7 +74,6 @@ class TunnelSession:
         """Start HTTP/2: the peer is who we expect."""
         assert transport.session is not None
         self.peer = peer(transport.session)
-        self.expires = min(self.expires, self.peer.not_after.timestamp())
         self.connection = TunnelConnection(
             transport,
             self,

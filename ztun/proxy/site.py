@@ -189,7 +189,6 @@ class Site:
             on_change=on_change,
             on_guard=plane.guard_tripped,
         )
-        tunnel.expires = certificate.not_after.timestamp()
         started = plane.loop.time()
         try:
             await dial_tunnel(

@@ -182,9 +182,8 @@ class TunnelServer(abc.ABC):
     def tick(self, now: float) -> None:
         """Once a second."""
         for tunnel in list(self._of):
-            # a drain is for those too that came at the last moment, and were let in for what they brought
-            if self._plane.draining or tunnel.expired:
-                tunnel.drain()
+            if self._plane.draining:
+                tunnel.drain()  # one that came at the last moment was let in for what it brought
             tunnel.tick(now)
 
     def drain(self) -> None:

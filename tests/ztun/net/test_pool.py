@@ -42,7 +42,6 @@ class FakeTunnel:
         self.draining = False
         self.is_closed = False
         self.lingers = False
-        self.expired = False
         self.idle_since = now
         self.ticks = 0
         self.streams: list[object] = []

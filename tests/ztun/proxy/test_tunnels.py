@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,31 +112,6 @@ async def test_second_goaway_ends_new_streams_only(pair: Pair, wires: Wires) -> 
     pair.far.look_at_tunnels(2)  # a round trip later the final GOAWAY follows
     await exchange(client, server)
     assert not pair.near.journal.ends
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("first", ["near", "far"])
-async def test_a_tunnel_whose_certificates_have_ended_takes_nothing_new(
-    pair: Pair, wires: Wires, first: str
-) -> None:
-    """Whichever end looks first; what is under way goes on."""
-    application = await wires.application(pair.server_ip, APP_PORT)
-    await pair.start()
-    client, server = await open_one(pair, wires, application)
-    (old,) = tunnels(pair.near)
-    (old_there,) = pair.far.inbound._of
-    ends = [
-        (await node.plane.certificate(workload.identity)).not_after.timestamp()
-        for node, workload in ((pair.near, pair.client), (pair.far, pair.workloads["server"]))
-    ]
-    assert old.expires == min(ends)
-    assert old_there.expires == ends[0]
-    {"near": old, "far": old_there}[first].expires = time.time()
-    getattr(pair, first).look_at_tunnels(0)
-    await until(lambda: old.free_streams == 0)
-    await open_one(pair, wires, application)
-    assert accepted(pair.far) == 2
-    await exchange(client, server)
 
 
 @pytest.mark.asyncio
