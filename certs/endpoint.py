@@ -9,8 +9,10 @@ import ipaddress
 import os
 import socket
 import ssl
+import sys
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -48,6 +50,25 @@ class ServerTls:
 
         listening.sni_callback = use_current  # called for every handshake, with or without a name
         return listening
+
+
+def verified_path(session: ssl.SSLObject) -> tuple[bytes, ...] | None:
+    """The path on which the handshake verified the caller, in DER, leaf first and trusted root last.
+
+    None when the caller showed no certificate; empty when it showed one and there is no path to judge it by.
+    """
+    if session.getpeercert(binary_form=True) is None:
+        return None
+    # OpenSSL's own path: one that is put together again from what was sent could be another than the verified one. And
+    # lists given to OpenSSL (VERIFY_CRL_CHECK_CHAIN) would have to be there for every issuer and up to date, and count
+    # in the handshake only, while a connection may ask again after a revocation.
+    own: Any = session
+    if sys.version_info >= (3, 13):
+        return tuple(own.get_verified_chain())
+    # The same method before it was public; without it nobody is let in by certificate.
+    ask = getattr(own._sslobj, "get_verified_chain", None)
+    path = (ask() if ask is not None else None) or ()
+    return tuple(ssl.PEM_cert_to_DER_cert(link.public_bytes()) for link in path)
 
 
 def listen_on(host: str, port: int) -> socket.socket:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from certs.bundle import ChainLink
 from certs.hints import hint_for
 from certs.spiffe import SpiffeError, SpiffeId
+from certs.unreadable import UNREADABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +78,7 @@ def read_facts(certificate: x509.Certificate) -> CertificateFacts | TlsRejection
             _may_sign(extensions),
             _uri_names(extensions),
         )
-    except (
-        ValueError,
-        TypeError,
-        UnsupportedAlgorithm,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-        x509.InvalidVersion,
-    ) as error:
+    except UNREADABLE as error:
         return TlsRejection("peer_chain", f"the peer's certificate cannot be read: {error}")
 
 

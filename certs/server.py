@@ -27,12 +27,13 @@ from certs.access import Access, Caller, read_access
 from certs.authority import CertificateAuthority
 from certs.bundle import TrustBundle, certificates_pem, crls_pem
 from certs.directory import CaDirectory
-from certs.endpoint import SERVER_LIFETIME, ServerTls
+from certs.endpoint import SERVER_LIFETIME, ServerTls, verified_path
 from certs.errors import CertError, RequestError
 from certs.issuers.watching import watch_directory
-from certs.peer import TlsRejection, leaf_identity, read_facts
+from certs.peer import CertificateFacts, leaf_identity, read_facts
 from certs.request import parse_request
 from certs.spiffe import SpiffeError, SpiffeId
+from certs.unreadable import UNREADABLE
 from certs.wire import (
     CERTIFICATES_PATH,
     HEALTH_PATH,
@@ -201,7 +202,8 @@ class CaServer:
                     401, "token_unknown", "the bearer token is not known here", "is it up to date?"
                 )
             return caller
-        identity = _certified(request.scope["state"].get("client_certificate"), authority)
+        path = request.scope["state"].get("client_path")
+        identity = _certified(path, authority, self._settings.now())
         if identity is None:
             raise _RefusedError(
                 401, "caller_unknown", "no bearer token and no client certificate", "show one of them"
@@ -210,25 +212,53 @@ class CaServer:
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's HTTP, which also tells the application which certificate the caller showed."""
+    """uvicorn's HTTP, which also tells the application how the certificate that the caller showed was verified."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         session = transport.get_extra_info("ssl_object")
-        shown = session.getpeercert(binary_form=True) if session is not None else None
-        self.app_state = {**self.app_state, "client_certificate": shown}
+        path = verified_path(session) if session is not None else None
+        self.app_state = {**self.app_state, "client_path": path}
 
 
-def _certified(shown: bytes | None, authority: CertificateAuthority) -> SpiffeId | None:
-    """Give the identity of a client certificate, whose chain and dates the TLS handshake has verified."""
-    if shown is None:
+def _certified(
+    path: Sequence[bytes] | None, authority: CertificateAuthority, now: datetime
+) -> SpiffeId | None:
+    """Give the identity of a client certificate whose path the TLS handshake has verified.
+
+    The path is judged again for each request: since the handshake a certificate of it may have been revoked, its root
+    retired, or its time may have come.
+    """
+    if path is None:
         return None
-    facts = read_facts(x509.load_der_x509_certificate(shown))
-    identity = facts if isinstance(facts, TlsRejection) else leaf_identity(facts)
-    if isinstance(facts, TlsRejection) or isinstance(identity, TlsRejection):
-        raise _RefusedError(401, "caller_certificate", "the client certificate names no workload")
-    if TrustBundle(1, authority.roots, authority.crls).is_revoked((facts.link,)):
-        raise _RefusedError(401, "caller_revoked", f"the client certificate of {identity} is revoked")
+    try:
+        certificates = [x509.load_der_x509_certificate(link) for link in path]
+    except UNREADABLE:
+        certificates = []
+    read = [read_facts(certificate) for certificate in certificates]
+    facts = [one for one in read if isinstance(one, CertificateFacts)]
+    identity = leaf_identity(facts[0]) if len(facts) == len(read) > 1 else None
+    if not isinstance(identity, SpiffeId):
+        raise _RefusedError(
+            401, "caller_certificate", "the client certificate names no workload", "issue another one"
+        )
+    bundle = TrustBundle(1, authority.roots, authority.crls)
+    # Nothing is asked of the root, as in the tunnels, except that it is trusted.
+    if bundle.is_revoked(one.link for one in facts[:-1]):
+        raise _RefusedError(
+            401,
+            "caller_revoked",
+            f"the client certificate of {identity} is revoked, or one that it was signed by",
+            "issue another one",
+        )
+    if certificates[-1] not in authority.roots:
+        raise _RefusedError(
+            401, "caller_root", f"the root of {identity} is not trusted any more", "issue another certificate"
+        )
+    if any(now >= one.not_after for one in facts):
+        raise _RefusedError(
+            401, "caller_expired", f"the client certificate of {identity} has expired", "issue another one"
+        )
     if authority.trust_domain not in (None, identity.trust_domain):
         raise _RefusedError(401, "caller_trust_domain", f"{identity} is not of this trust domain")
     return identity

@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -38,23 +38,28 @@ ACCESS = {
 class Running:
     """A CA server on a free port of the loopback address, and what its clients need."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, intermediate: bool = False) -> None:
         self.directory = directory
         self.ca = CaDirectory(directory / "ca")
-        self.ca.create("cluster.local", now=wall_clock())
+        self.ca.create("cluster.local", now=wall_clock(), intermediate=intermediate)
         self.access = directory / "access.yaml"
         write_file(self.access, json.dumps(ACCESS).encode(), private=True)
         self.token = directory / "token"
         write_file(self.token, f"{TOKEN}\n".encode(), private=True)
         self.roots = self.ca.path / "root-cert.pem"
         self.url = ""
+        self.late = timedelta()
+
+    def now(self) -> datetime:
+        """The server's clock; OpenSSL has its own."""
+        return wall_clock() + self.late
 
     @contextlib.asynccontextmanager
     async def serving(self, *names: str, access: bool = True) -> AsyncIterator[None]:
         with listen_on("127.0.0.1", 0) as listening:
             self.url = f"https://127.0.0.1:{listening.getsockname()[1]}"
             settings = ServerSettings(
-                self.ca.path, names or ("127.0.0.1",), self.access if access else None, wall_clock
+                self.ca.path, names or ("127.0.0.1",), self.access if access else None, self.now
             )
             task = asyncio.create_task(CaServer(settings).serve(listening))
             try:
@@ -153,6 +158,42 @@ async def test_revoked_certificate_is_no_credential(server: Running) -> None:
         serial = parse_certificates((node / "cert-chain.pem").read_bytes(), name="node")[0].serial_number
         server.ca.revoke(serial, None, now=wall_clock())
         assert await server.code("node", certificate=node) == "caller_revoked"
+
+
+@pytest.mark.asyncio
+async def test_certificate_of_a_revoked_intermediate_is_no_credential(tmp_path: Path) -> None:
+    server = Running(tmp_path, intermediate=True)
+    node, ca = server.certificate("node"), server.ca.load()
+    async with server.serving():
+        assert await server.code("node", certificate=node) == ""
+        server.ca.revoke(ca.certificate.serial_number, ca.certificate.issuer, now=wall_clock())
+        assert await server.code("node", certificate=node) == "caller_revoked"
+        assert await server.code("client", certificate=node) == "caller_revoked"
+
+
+@pytest.mark.asyncio
+async def test_root_that_was_retired_since_the_handshake_is_no_credential(server: Running) -> None:
+    node, roots = server.certificate("node"), server.directory / "roots.pem"
+    roots.write_bytes(server.roots.read_bytes())
+    async with server.serving(), server.client(certificate=node, roots=roots) as issuer:
+        await issuer.obtain(workload("node"))
+        server.ca.rotate(now=wall_clock())
+        await issuer.obtain(workload("node"))
+        server.ca.retire()
+        with pytest.raises(IssuerError) as raised:
+            await issuer.obtain(workload("node"))
+        assert raised.value.code == "caller_root"
+
+
+@pytest.mark.asyncio
+async def test_certificate_that_expired_since_the_handshake_is_no_credential(server: Running) -> None:
+    node = server.certificate("node")
+    async with server.serving(), server.client(certificate=node) as issuer:
+        await issuer.obtain(workload("node"))
+        server.late = timedelta(hours=25)
+        with pytest.raises(IssuerError) as raised:
+            await issuer.obtain(workload("node"))
+        assert raised.value.code == "caller_expired"
 
 
 @pytest.mark.asyncio
