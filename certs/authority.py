@@ -20,6 +20,7 @@ from certs.bundle import is_signed_by
 from certs.errors import AuthorityError
 from certs.request import check_request, new_key
 from certs.spiffe import DEFAULT_TRUST_DOMAIN, SpiffeId
+from certs.unreadable import UNREADABLE
 
 LEAF_LIFETIME = timedelta(hours=24)  # ztunnel: SECRET_TTL
 MAX_LEAF_LIFETIME = timedelta(days=90)  # istiod: MAX_WORKLOAD_CERT_TTL
@@ -48,7 +49,14 @@ class CertificateAuthority:
     crls: tuple[x509.CertificateRevocationList, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.certificate.public_key() != self.key.public_key():
+        try:
+            matching = self.certificate.public_key() == self.key.public_key()
+            _ = self.certificate.extensions
+        except UNREADABLE as error:
+            raise AuthorityError(
+                "ca_certificate_unreadable", f"the CA certificate cannot be read: {error}"
+            ) from None
+        if not matching:
             raise AuthorityError(
                 "ca_key_mismatch",
                 "the CA key does not belong to the CA certificate",
@@ -300,6 +308,6 @@ def _next_crl_number(crls: Iterable[x509.CertificateRevocationList]) -> int:
     for crl in crls:
         try:
             numbers.append(crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number)
-        except x509.ExtensionNotFound:
+        except (x509.ExtensionNotFound, *UNREADABLE):
             continue
     return max(numbers) + 1

@@ -11,10 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
+from OpenSSL import crypto
 
 from certs.errors import BundleError
+from certs.unreadable import UNREADABLE
 
 MAX_BUNDLE_BYTES = 1024 * 1024  # about 500 roots of 2 kB; a trust domain has one to three
 MAX_CRL_BYTES = 16 * 1024 * 1024  # about 400,000 revoked serials
@@ -29,8 +31,8 @@ class TrustBundle:
 
     A certificate that no list mentions is allowed, and a list past its ``nextUpdate`` still counts:
     revocation adds refusals and its absence is no reason to stop a mesh (ztunnel does the same).
-    ``generation`` grows with every change. Raises :class:`BundleError` when a root is no CA certificate or
-    a list has a wrong signature.
+    ``generation`` grows with every change. Raises :class:`BundleError` when a root is no CA certificate, a list has a
+    wrong signature, or either is damaged.
     """
 
     generation: int
@@ -50,7 +52,10 @@ class TrustBundle:
         for crl in self.crls:
             _require_signature(crl, self.roots)
         revoked = frozenset(
-            (crl.issuer.public_bytes(), entry.serial_number) for crl in self.crls for entry in crl
+            (issuer, entry.serial_number)
+            for crl in self.crls
+            for issuer in (crl.issuer.public_bytes(),)  # once for each list: it may have 100,000 entries
+            for entry in crl
         )
         object.__setattr__(self, "_revoked", revoked)
 
@@ -87,19 +92,25 @@ class TrustBundle:
 
 
 def parse_certificates(pem: bytes, *, name: str) -> tuple[x509.Certificate, ...]:
-    """Read one or more PEM certificates; ``name`` says where they came from. Raises :class:`BundleError`."""
+    """Read one or more PEM certificates; ``name`` says where they came from. Raises :class:`BundleError`.
+
+    Their names are readable; who reads keys or extensions must expect that those are damaged.
+    """
     if len(pem) > MAX_BUNDLE_BYTES:
         raise BundleError("certificates_too_large", f"{name}: longer than {MAX_BUNDLE_BYTES} bytes")
     try:
-        return tuple(x509.load_pem_x509_certificates(pem))
-    except ValueError:
+        certificates = tuple(x509.load_pem_x509_certificates(pem))
+        for certificate in certificates:
+            _read_names(certificate)
+    except UNREADABLE:
         raise BundleError("certificates_unreadable", f"{name}: no readable PEM certificate") from None
+    return certificates
 
 
 def parse_crls(data: bytes, *, name: str) -> tuple[x509.CertificateRevocationList, ...]:
     """Read revocation lists, PEM (any number) or DER (one); an empty file revokes nothing.
 
-    Raises :class:`BundleError`.
+    What revocation goes by is readable afterwards: issuer and serial numbers. Raises :class:`BundleError`.
     """
     if len(data) > MAX_CRL_BYTES:
         raise BundleError("crl_too_large", f"{name}: longer than {MAX_CRL_BYTES} bytes")
@@ -107,12 +118,16 @@ def parse_crls(data: bytes, *, name: str) -> tuple[x509.CertificateRevocationLis
         return ()
     begin, end = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
     try:
-        if begin not in data:
-            return (x509.load_der_x509_crl(data),)
-        blocks = data.split(begin)[1:]
-        return tuple(x509.load_pem_x509_crl(begin + block.partition(end)[0] + end) for block in blocks)
-    except ValueError:
+        if begin in data:
+            blocks = data.split(begin)[1:]
+            crls = [x509.load_pem_x509_crl(begin + block.partition(end)[0] + end) for block in blocks]
+        else:
+            crls = [x509.load_der_x509_crl(data)]
+        for crl in crls:
+            _read_entries(crl)
+    except UNREADABLE:
         raise BundleError("crl_unreadable", f"{name}: neither a PEM nor a DER revocation list") from None
+    return tuple(crls)
 
 
 def certificates_pem(certificates: Iterable[x509.Certificate]) -> bytes:
@@ -129,15 +144,28 @@ def is_signed_by(certificate: x509.Certificate, signer: x509.Certificate) -> boo
     """Whether ``signer`` signed ``certificate`` directly; dates and usages are not looked at."""
     try:
         certificate.verify_directly_issued_by(signer)
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
+
+
+def _read_names(certificate: x509.Certificate) -> None:
+    """``cryptography`` reads the parts when they are asked for: here, where the name of the file is known."""
+    certificate.subject.public_bytes()
+    certificate.issuer.public_bytes()
+
+
+def _read_entries(crl: x509.CertificateRevocationList) -> None:
+    """As ``_read_names``. An entry that is skipped would be a certificate that stays valid, so all are read."""
+    crl.issuer.public_bytes()
+    for entry in crl:
+        entry.serial_number  # noqa: B018
 
 
 def _require_authority(root: x509.Certificate) -> None:
     try:
         is_authority = root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         is_authority = False
     if not is_authority:
         name = root.subject.rfc4514_string() or hex(root.serial_number)
@@ -146,6 +174,14 @@ def _require_authority(root: x509.Certificate) -> None:
             f"the certificate {name} is no CA certificate",
             hint="the bundle holds root certificates, not those of workloads",
         )
+    try:
+        # It is OpenSSL that will verify with it, and it takes less than the reader above.
+        crypto.X509.from_cryptography(root)
+    except crypto.Error:
+        name = hex(root.serial_number)
+        raise BundleError(
+            "bundle_root_unreadable", f"OpenSSL cannot read the root certificate {name}"
+        ) from None
 
 
 def _require_signature(crl: x509.CertificateRevocationList, roots: tuple[x509.Certificate, ...]) -> None:
@@ -160,7 +196,7 @@ def _require_signature(crl: x509.CertificateRevocationList, roots: tuple[x509.Ce
         try:
             if crl.is_signature_valid(root.public_key()):  # type: ignore[arg-type]
                 return
-        except (InvalidSignature, UnsupportedAlgorithm, TypeError, ValueError):
+        except (InvalidSignature, *UNREADABLE):
             continue
     raise BundleError(
         "crl_signature",

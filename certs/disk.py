@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from certs.errors import CertError
+from certs.unreadable import UNREADABLE
 
 PRIVATE_MODE = 0o600
 PUBLIC_MODE = 0o644
@@ -66,7 +67,7 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
         if len(data) > MAX_KEY_BYTES:
             raise ValueError
         key = serialization.load_pem_private_key(data, password=None)
-    except (ValueError, TypeError):
+    except UNREADABLE:
         raise CertError("key_unreadable", f"{path}: not an unencrypted PEM private key") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
         raise CertError("key_kind", f"{path}: neither an ECDSA nor an RSA key")

@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from certs.authority import CLOCK_SKEW, CertificateAuthority
 from certs.bundle import certificates_pem
-from certs.errors import CertError
+from certs.errors import AuthorityError, CertError
 from certs.request import new_key
 
 SERVER_LIFETIME = timedelta(hours=24)  # as a workload's; it is made anew at half of it
@@ -35,8 +35,16 @@ class ServerTls:
         self._current: ssl.SSLContext | None = None
 
     def renew(self, authority: CertificateAuthority, *, now: datetime) -> None:
-        """Make a new certificate, and trust the callers' certificates that the CA's roots signed."""
-        self._current = _context(authority, self._names, now)
+        """Make a new certificate, and trust the callers' certificates that the CA's roots signed.
+
+        Raises :class:`AuthorityError` when OpenSSL cannot use the CA's files; what was in use stays.
+        """
+        try:
+            self._current = _context(authority, self._names, now)
+        except ssl.SSLError as error:
+            raise AuthorityError(
+                "ca_certificate_unreadable", f"the certificates of the CA cannot be used: {error}"
+            ) from None
 
     def context(self) -> ssl.SSLContext:
         """Give the context to listen with; each handshake goes on with the one that is current then."""

@@ -6,23 +6,15 @@ Source: PKCS #10 (RFC 2986); ztunnel sends the same request: ECDSA P-256, empty 
 from __future__ import annotations
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from certs.errors import RequestError
 from certs.spiffe import SpiffeError, SpiffeId
+from certs.unreadable import UNREADABLE
 
 MAX_REQUEST_BYTES = 16 * 1024  # a P-256 request is about 500 bytes, an RSA-4096 one about 1,800
 MIN_RSA_BITS = 2048  # NIST SP 800-131A: shorter keys are disallowed
-
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -54,7 +46,7 @@ def parse_request(pem: str | bytes) -> x509.CertificateSigningRequest:
         raise RequestError("csr_too_large", f"the signing request is longer than {MAX_REQUEST_BYTES} bytes")
     try:
         return x509.load_pem_x509_csr(data)
-    except ValueError:
+    except UNREADABLE:
         raise RequestError("csr_unreadable", "the signing request is not a PEM PKCS #10 request") from None
 
 
@@ -70,7 +62,7 @@ def requested_identity(request: x509.CertificateSigningRequest) -> SpiffeId:
         names = list(request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:
         raise RequestError("csr_identity", "the signing request names no identity") from None
-    except _UNREADABLE:
+    except UNREADABLE:
         raise RequestError("csr_unreadable", "the signing request cannot be read") from None
     if not signed:
         raise RequestError("csr_signature", "the signing request is not signed by the key that it carries")

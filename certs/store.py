@@ -177,7 +177,7 @@ class CertificateStore:
     async def run(self) -> None:
         """Renew, retry and follow the issuer's changes, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._issuer.watch(self._changed))
+            group.create_task(self._follow())
             while True:
                 self._wake.clear()
                 if self._bundle_stale or self._bundle is None:
@@ -231,8 +231,7 @@ class CertificateStore:
         except CertError as error:
             self._failed(identity, entry, error)
         except Exception as error:  # an issuer is a seam: its mistakes must cost no more than this fetch
-            unexpected = IssuerError("ca_failed", f"the issuer failed: {type(error).__name__}: {error}")
-            self._failed(identity, entry, unexpected)
+            self._failed(identity, entry, _unexpected(error))
         else:
             self._succeeded(identity, entry, issued, outdated=changes != self._changes)
         finally:
@@ -284,6 +283,19 @@ class CertificateStore:
 
     # The trust bundle and the issuer's changes.
 
+    async def _follow(self) -> None:
+        """Hear of the issuer's changes; a watch that fails is started anew, and everything is asked for again."""
+        while True:
+            try:
+                await self._issuer.watch(self._changed)
+                return
+            except Exception as error:  # as in _fetch
+                failure = error if isinstance(error, CertError) else _unexpected(error)
+                _log.warning("issuer not watched", code=failure.code, error=str(failure), hint=failure.hint)
+            await self._wait(asyncio.Event(), RECHECK_SECONDS)
+            self._changed(Change.TRUST)
+            self._changed(Change.CERTIFICATES)
+
     def _changed(self, change: Change) -> None:
         if change is Change.TRUST:
             self._bundle_stale = True
@@ -316,12 +328,20 @@ class CertificateStore:
                 trust = await self._issuer.trust()
         except TimeoutError:
             raise IssuerError("ca_timeout", "the issuer did not give its trust bundle in time") from None
+        except CertError:
+            raise
+        except Exception as error:  # as in _fetch
+            raise _unexpected(error) from error
         return TrustBundle(generation, trust.roots, trust.crls)
 
 
 def _again(error: CertError) -> CertError:
     """The same failure for another caller: a raised exception collects the traceback of whoever raised it."""
     return CertError(error.code, str(error), hint=error.hint)
+
+
+def _unexpected(error: Exception) -> IssuerError:
+    return IssuerError("ca_failed", f"the issuer failed: {type(error).__name__}: {error}")
 
 
 def wall_clock() -> datetime:

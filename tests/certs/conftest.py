@@ -9,7 +9,6 @@ import pytest
 from cryptography import x509
 
 from certs.authority import CertificateAuthority, create_authority
-from certs.errors import CertError
 from certs.issuers import Change, Issued, Trust
 from certs.request import build_request, new_key
 from certs.spiffe import SpiffeId
@@ -41,7 +40,7 @@ class MemoryIssuer:
     now: Callable[[], datetime]
     authority: CertificateAuthority
     lifetime: timedelta = timedelta(hours=24)
-    error: CertError | None = None
+    error: Exception | None = None
     asked: list[SpiffeId] = field(default_factory=list)
     gate: Callable[[], object] | None = None
     running: int = 0

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import base64
+
 import pytest
 from cryptography.hazmat.primitives import serialization
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from OpenSSL import crypto
 
 from certs.authority import CertificateAuthority, create_authority
 from certs.bundle import (
@@ -103,3 +106,55 @@ def test_damaged_files_are_errors_not_crashes(noise: bytes, position: int) -> No
             parse(pem[:position] + noise + pem[position + len(noise) :], name="x")
         except BundleError as error:
             assert str(error).startswith("x: ")
+
+
+CA = create_authority(now=START).revoke([1, 2, 1 << 100], now=START)
+ROOT_DER = CA.roots[0].public_bytes(serialization.Encoding.DER)
+CRL_DER = CA.crls[0].public_bytes(serialization.Encoding.DER)
+DAMAGE = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=2)
+
+
+def damaged(data: bytes, damage: list[tuple[int, int]]) -> bytes:
+    changed = bytearray(data)
+    for position, byte in damage:
+        changed[position % len(changed)] = byte
+    return bytes(changed)
+
+
+def pem(kind: str, der: bytes) -> bytes:
+    return f"-----BEGIN {kind}-----\n{base64.encodebytes(der).decode()}-----END {kind}-----\n".encode()
+
+
+@pytest.mark.filterwarnings("ignore")  # of odd names and serial numbers
+@given(DAMAGE)
+@example([(CRL_DER.index(b"\x02\x01\x01") + 2, 0x45)])  # another version
+@example([(CRL_DER.index(b"\x17\x0d"), 0x30)])  # a date that is none, read when an entry is
+def test_damaged_list_is_refused_or_understood(damage: list[tuple[int, int]]) -> None:
+    der = damaged(CRL_DER, damage)
+    for data in (der, pem("X509 CRL", der)):
+        try:
+            crls = parse_crls(data, name="crl.pem")
+        except BundleError as error:
+            assert str(error).startswith("crl.pem: ")
+            continue
+        try:
+            TrustBundle(1, CA.roots, crls)
+        except BundleError as error:
+            assert error.code == "crl_signature"
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(DAMAGE)
+@example([(ROOT_DER.index(b"\x0c\x0dcluster.local"), 0x04)])  # a name that only OpenSSL refuses
+def test_damaged_root_is_refused_or_understood(damage: list[tuple[int, int]]) -> None:
+    try:
+        roots = parse_certificates(pem("CERTIFICATE", damaged(ROOT_DER, damage)), name="root-cert.pem")
+    except BundleError as error:
+        assert str(error).startswith("root-cert.pem: ")
+        return
+    try:
+        bundle = TrustBundle(1, roots, CA.crls)
+    except BundleError as error:
+        assert error.code in ("bundle_not_a_ca", "bundle_root_unreadable", "crl_signature")
+        return
+    assert crypto.X509.from_cryptography(bundle.roots[0])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import os
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ from certs.authority import CertificateAuthority
 from certs.bundle import TrustBundle, certificates_pem
 from certs.directory import CaDirectory
 from certs.disk import MAX_FILE_BYTES, make_directory, read_file, read_key, write_file, write_key
+from certs.endpoint import ServerTls
 from certs.errors import AuthorityError, CertError
 from certs.request import build_request, new_key
 from tests.certs.conftest import START, workload
@@ -86,6 +88,25 @@ def test_missing_and_damaged_cas_are_named(directory: CaDirectory) -> None:
     (directory.path / "root-cert.pem").unlink()
     with pytest.raises(CertError, match=r"root-cert\.pem: no such file"):
         directory.load()
+
+
+@pytest.mark.filterwarnings("ignore")  # of odd names and serial numbers
+@pytest.mark.parametrize("name", ["root-cert.pem", "ca-cert.pem", "crl.pem"])
+def test_ca_with_a_damaged_byte_is_refused_in_words_or_works(directory: CaDirectory, name: str) -> None:
+    directory.create("cluster.local", now=START)
+    directory.revoke(1, None, now=START)
+    path = directory.path / name
+    kind, _, text = path.read_bytes().removeprefix(b"-----BEGIN ").partition(b"-----\n")
+    der = base64.decodebytes(text.partition(b"-----")[0])
+    for position in range(0, len(der), 3):
+        changed = base64.encodebytes(der[:position] + b"\x45" + der[position + 1 :])
+        path.write_bytes(b"-----BEGIN %b-----\n%b-----END %b-----\n" % (kind, changed, kind))
+        try:
+            authority = directory.load()
+            TrustBundle(1, authority.roots, authority.crls)
+            ServerTls(["ca"]).renew(authority, now=START)
+        except CertError as error:
+            assert error.hint
 
 
 def test_rotation_keeps_the_old_root_until_it_is_retired(directory: CaDirectory) -> None:

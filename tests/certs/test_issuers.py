@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.bundle import certificates_pem, crls_pem
 from certs.directory import CaDirectory
@@ -183,6 +186,40 @@ async def test_store_takes_up_renewed_files_and_keeps_the_old_ones_while_new_are
     renewed = store.peek(A)
     assert renewed is not None
     assert renewed.generation > first.generation
+    await store.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("source", ["ca", "a"])
+async def test_damaged_list_leaves_the_last_good_trust_in_force(
+    ca: CaDirectory, clock: Clock, rng: random.Random, tmp_path: Path, source: str
+) -> None:
+    ca.revoke(1, None, now=clock())
+    write_certificate(ca, tmp_path / "a", "a", clock)
+    issuer, crl = open_issuer(str(tmp_path / source), now=clock), tmp_path / source / "crl.pem"
+    store = CertificateStore(issuer, now=clock, rng=rng)
+    await store.start()
+    bundle = store.bundle
+    task = asyncio.create_task(store.run())
+    newer = crls_pem(ca.load().revoke([2], now=clock()).crls)
+    der = bytearray(ca.load().crls[0].public_bytes(Encoding.DER))
+    der[9] = 0  # a version that there is not
+    text = base64.encodebytes(bytes(der))
+    crl.write_bytes(b"-----BEGIN X509 CRL-----\n%b-----END X509 CRL-----\n" % text)
+    with pytest.raises(CertError, match=r"crl\.pem"):
+        await issuer.trust()
+    with structlog.testing.capture_logs() as logs:
+        store._changed(Change.TRUST)
+        while not any(line["event"] == "trust bundle not reloaded" for line in logs):
+            await asyncio.sleep(0)
+    assert logs[0]["code"] == "crl_unreadable"
+    assert store.bundle is bundle
+    crl.write_bytes(newer)
+    store._changed(Change.TRUST)
+    while store.bundle is bundle:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
     await store.close()
 
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 import pytest_asyncio
 
-from certs.authority import create_authority
+from certs.authority import CertificateAuthority, create_authority
 from certs.errors import CertError, IssuerError
 from certs.issuers import Change, Issued
 from certs.request import build_request, new_key
@@ -393,6 +393,55 @@ async def test_bundle_changes_reach_the_proxy_and_nothing_else_does(
         await pauses.idle()
         assert seen == [2]
         assert len(store.bundle.roots) == 2
+
+
+@pytest.mark.asyncio
+async def test_mistake_of_an_issuer_costs_no_more_than_one_reload(
+    store: CertificateStore, issuer: MemoryIssuer, clock: Clock, pauses: Pauses
+) -> None:
+    await store.start()
+    async with running(store):
+        await pauses.idle()
+        assert issuer.changed is not None
+        issuer.error = ZeroDivisionError()
+        issuer.changed(Change.TRUST)
+        await pauses.idle()
+        assert store.bundle.generation == 1
+        issuer.error = None
+        issuer.authority = issuer.authority.rotate(now=clock())
+        issuer.changed(Change.TRUST)
+        await pauses.idle()
+        assert store.bundle.generation == 2
+
+
+class Blind(MemoryIssuer):
+    """Its first watch fails."""
+
+    watches: int = 0
+
+    async def watch(self, changed: Callable[[Change], None]) -> None:
+        self.watches += 1
+        if self.watches == 1:
+            raise ZeroDivisionError
+        await super().watch(changed)
+
+
+@pytest.mark.asyncio
+async def test_watch_that_failed_is_started_again_and_everything_is_asked_for_anew(
+    clock: Clock, authority: CertificateAuthority, rng: random.Random
+) -> None:
+    issuer = Blind(clock, authority)
+
+    async def at_once(wake: asyncio.Event, seconds: float) -> None:
+        await asyncio.sleep(0)
+
+    store = CertificateStore(issuer, now=clock, rng=rng, wait=at_once)
+    first = await store.get(A)
+    issuer.authority = authority.rotate(now=clock())
+    async with running(store):
+        while issuer.changed is None or store.bundle.generation == 1 or store.peek(A) is first:
+            await asyncio.sleep(0)
+    await store.close()
 
 
 @pytest.mark.asyncio
