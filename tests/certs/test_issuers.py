@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
 import random
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from certs.errors import CertError
 from certs.issuers import Change, Issuer, open_issuer
 from certs.issuers.embedded import EmbeddedIssuer
 from certs.issuers.files import FileIssuer
+from certs.issuers.watching import watch_directory
 from certs.request import build_request, new_key
 from certs.store import CertificateStore
 from tests.certs.conftest import Clock, workload
@@ -49,6 +52,9 @@ async def watching(issuer: Issuer) -> AsyncIterator[asyncio.Queue[Change]]:
     changes: asyncio.Queue[Change] = asyncio.Queue()
     task = asyncio.create_task(issuer.watch(changes.put_nowait))
     try:
+        await changes.get()
+        while not changes.empty():  # what it says as it begins
+            changes.get_nowait()
         yield changes
     finally:
         task.cancel()
@@ -245,6 +251,109 @@ async def test_unchanged_files_past_their_half_make_no_new_generation(
     assert pauses[0] < 3
     assert pauses[-1] > 100
     await store.close()
+
+
+def remade(directory: Path) -> None:
+    shutil.rmtree(directory)
+    directory.mkdir()
+    (directory / "crl.pem").write_text("second")
+
+
+def renamed(directory: Path) -> None:
+    fresh = directory.with_name("fresh")
+    fresh.mkdir()
+    (fresh / "crl.pem").write_text("second")
+    directory.rename(directory.with_name("former"))
+    fresh.rename(directory)
+
+
+def relinked(directory: Path) -> None:
+    fresh = directory.with_name("fresh")
+    fresh.mkdir()
+    (fresh / "crl.pem").write_text("second")
+    directory.with_name("link").symlink_to(fresh)
+    directory.with_name("link").rename(directory)
+
+
+@contextlib.asynccontextmanager
+async def contents(path: Path) -> AsyncIterator[asyncio.Queue[str]]:
+    """What a file holds each time that the watch of its directory says that something changed."""
+    held: asyncio.Queue[str] = asyncio.Queue()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):
+            held.put_nowait(path.read_text())
+
+    task = asyncio.create_task(watch_directory(path.parent, read))
+    try:
+        yield held
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until_held(held: asyncio.Queue[str], wanted: str) -> None:
+    while await held.get() != wanted:
+        pass
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("replace", [remade, renamed, relinked])
+async def test_directory_that_was_replaced_is_followed_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, replace: Callable[[Path], None]
+) -> None:
+    monkeypatch.setattr("certs.issuers.watching.POLL_SECONDS", 0.2)
+    (tmp_path / "real").mkdir()
+    directory = tmp_path / "certs"
+    directory.symlink_to("real") if replace is relinked else directory.mkdir()
+    crl = directory / "crl.pem"
+    crl.write_text("first")
+    async with contents(crl) as held:
+        await until_held(held, "first")
+        replace(directory)
+        await until_held(held, "second")
+        for text in ("third", "fourth"):
+            crl.write_text(text)
+            await until_held(held, text)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("refused", [False, True])
+async def test_directory_is_followed_where_no_notices_come(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refused: bool
+) -> None:
+    """A file system that gives none, and a machine that has no watch left."""
+
+    async def silent(*_paths: Path, stop_event: asyncio.Event, **_options: object) -> AsyncIterator[set[str]]:
+        if refused:
+            raise OSError(errno.EMFILE, "too many open files")
+        while not stop_event.is_set():
+            await asyncio.sleep(0)
+            yield set()
+
+    monkeypatch.setattr("certs.issuers.watching.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("watchfiles.awatch", silent)
+    crl = tmp_path / "crl.pem"
+    crl.write_text("first")
+    async with contents(crl) as held:
+        await until_held(held, "first")
+        for text in ("another", "and another"):
+            crl.write_text(text)
+            await until_held(held, text)
+
+
+@pytest.mark.asyncio
+async def test_directory_that_comes_later_is_followed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("certs.issuers.watching.POLL_SECONDS", 0.05)
+    crl = tmp_path / "late" / "crl.pem"
+    async with contents(crl) as held:
+        crl.parent.mkdir()
+        crl.write_text("first")
+        await until_held(held, "first")
+        crl.write_text("second")
+        await until_held(held, "second")
 
 
 @pytest.mark.asyncio
