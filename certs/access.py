@@ -14,6 +14,7 @@ its own holder; everything else needs a grant. The file, readable by its owner o
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from certs.spiffe import MAX_URI_BYTES, SpiffeError, SpiffeId
 
 MIN_TOKEN_CHARACTERS = 16  # 64 bits even if it is hexadecimal
 MAX_ACCESS_BYTES = 1024 * 1024  # about 10,000 grants
+SETTLED_NANOSECONDS = 2_000_000_000  # the coarsest clock of a file system, FAT's, ticks every 2 s
 HEADER_TOKEN_BYTES = 16 * 1024  # a Kubernetes token is about 1 kB
 
 
@@ -114,6 +116,38 @@ class _AccessDocument(BaseModel):
     certificates: Annotated[list[_CertificateDocument], Field(max_length=10_000)] = []
 
 
+class AccessFile:
+    """An access file that is asked for with every request and read when it has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: tuple[tuple[int, ...], Access] | None = None
+
+    def read(self) -> Access:
+        """What it says now. Raises what :func:`read_access` raises, also when others can read it by now."""
+        try:
+            status = self._path.stat()  # before it is read: a change in between shows the next time
+        except OSError:
+            self._known = None
+            return read_access(self._path)  # says why
+        signature = (
+            status.st_dev,
+            status.st_ino,
+            status.st_mode,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
+        if self._known is not None and self._known[0] == signature:
+            return self._known[1]
+        self._known = None
+        access = read_access(self._path)
+        # One more change in the same tick of the file system's clock would leave the signature as it is.
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NANOSECONDS:
+            self._known = signature, access
+        return access
+
+
 def read_access(path: Path) -> Access:
     """Read an access file. Raises :class:`CertError` that names the place, never a token."""
     data = read_file(path)
@@ -124,13 +158,11 @@ def read_access(path: Path) -> Access:
     if len(data) > MAX_ACCESS_BYTES:
         raise CertError("access_too_large", f"{path}: longer than {MAX_ACCESS_BYTES} bytes")
     try:
-        document = _AccessDocument.model_validate(yaml.safe_load(data) or {})
+        document = _AccessDocument.model_validate(yaml.load(data, Loader=yaml.CSafeLoader) or {})
         tokens = {_digest(entry.token): _grants(entry.may) for entry in document.tokens}
         identities = {SpiffeId.parse(entry.identity): _grants(entry.may) for entry in document.certificates}
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark is not None else ""
-        raise CertError("access_unreadable", f"{path}{place}: not YAML") from None
+        raise CertError("access_unreadable", f"{path}{_place(data, error)}: not YAML") from None
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"
@@ -138,6 +170,16 @@ def read_access(path: Path) -> Access:
     except SpiffeError as error:
         raise CertError("access_invalid", f"{path}: {error}") from None
     return Access(tokens, identities)
+
+
+def _place(data: bytes, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return ""
+    lines = data.rstrip().split(b"\n")
+    if mark.line >= len(lines):  # what is missing at the end is best looked for where the text ends
+        return f":{len(lines)}:{len(lines[-1]) + 1}"
+    return f":{mark.line + 1}:{mark.column + 1}"
 
 
 def _grants(texts: list[str]) -> tuple[Grant, ...]:

@@ -1,6 +1,6 @@
 """The CA server: signs requests of callers that a bearer token or a certificate of the mesh vouches for.
 
-It reads the CA directory and the access file for each request, so a rotation or a new grant needs no restart.
+It looks at the CA directory and the access file for each request, so a rotation or a new grant needs no restart.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from certs.access import Access, Caller, read_access
+from certs.access import Access, AccessFile, Caller
 from certs.authority import CertificateAuthority
 from certs.bundle import TrustBundle, certificates_pem, crls_pem
 from certs.directory import CaDirectory
 from certs.endpoint import SERVER_LIFETIME, ServerTls, verified_path
 from certs.errors import CertError, RequestError
+from certs.http_server import BoundedProtocol, BoundedServer
 from certs.issuers.watching import watch_directory
 from certs.peer import CertificateFacts, leaf_identity, read_facts
 from certs.request import parse_request
@@ -45,8 +45,11 @@ from certs.wire import (
     TrustAnswer,
 )
 
-MAX_CONNECTIONS = 512  # a node proxy keeps one
+MAX_CONNECTIONS = (
+    512  # a node proxy keeps one; who comes when all are taken has the place of one that asks nothing
+)
 REQUEST_SECONDS = 10.0  # to send a question of a few kB
+ANSWER_SECONDS = 10.0  # without the caller taking a byte
 DRAIN_SECONDS = 5  # for requests under way when the server stops
 
 _log = structlog.get_logger("certs.server")
@@ -78,8 +81,9 @@ class CaServer:
         self._settings = settings
         self._directory = CaDirectory(settings.directory)
         self._tls = ServerTls(settings.names)
-        if settings.access is not None:
-            read_access(settings.access)
+        self._access = AccessFile(settings.access) if settings.access is not None else None
+        if self._access is not None:
+            self._access.read()
         self._renew_tls()
 
     async def serve(self, listening: socket.socket) -> None:
@@ -95,15 +99,20 @@ class CaServer:
         config = uvicorn.Config(
             app,
             http=_Protocol,
+            ws="none",
             ssl_context_factory=lambda _config, _default: self._tls.context(),
             log_config=None,
             access_log=False,
             server_header=False,
             date_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )
-        server = uvicorn.Server(config)
+        server = BoundedServer(
+            config,
+            connections=MAX_CONNECTIONS,
+            read_seconds=REQUEST_SECONDS,
+            write_seconds=ANSWER_SECONDS,
+        )
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
         try:
             await asyncio.shield(serving)
@@ -164,8 +173,8 @@ class CaServer:
         return endpoint
 
     async def _sign(self, request: Request) -> CertificateAnswer:
+        caller = self._authenticate(request)
         authority = self._directory.load()
-        caller = self._authenticate(request, authority)
         question = await _question(request)
         identity = SpiffeId.parse(question.identity)
         if not caller.may_have(identity):
@@ -186,15 +195,23 @@ class CaServer:
         return CertificateAnswer(chain=certificates_pem(chain).decode("ascii"))
 
     async def _trust(self, request: Request) -> TrustAnswer:
+        self._authenticate(request)
         authority = self._directory.load()
-        self._authenticate(request, authority)
         roots, crls = certificates_pem(authority.roots), crls_pem(authority.crls)
         return TrustAnswer(roots=roots.decode("ascii"), crls=crls.decode("ascii"))
 
-    def _authenticate(self, request: Request, authority: CertificateAuthority) -> Caller:
-        """Find who calls; a token that is shown must be right even if a certificate is shown too."""
-        access = read_access(self._settings.access) if self._settings.access is not None else Access()
+    def _authenticate(self, request: Request) -> Caller:
+        """Find who calls; a token that is shown must be right even if a certificate is shown too.
+
+        Who shows nothing costs no look at a file.
+        """
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        path = request.scope["state"].get("client_path")
+        if not scheme and path is None:
+            raise _RefusedError(
+                401, "caller_unknown", "no bearer token and no client certificate", "show one of them"
+            )
+        access = self._access.read() if self._access is not None else Access()
         if scheme:
             caller = access.caller_by_token(token) if scheme.lower() == "bearer" else None
             if caller is None:
@@ -202,17 +219,11 @@ class CaServer:
                     401, "token_unknown", "the bearer token is not known here", "is it up to date?"
                 )
             return caller
-        path = request.scope["state"].get("client_path")
-        identity = _certified(path, authority, self._settings.now())
-        if identity is None:
-            raise _RefusedError(
-                401, "caller_unknown", "no bearer token and no client certificate", "show one of them"
-            )
-        return access.caller_by_identity(identity)
+        return access.caller_by_identity(_certified(path, self._directory.load(), self._settings.now()))
 
 
-class _Protocol(H11Protocol):
-    """uvicorn's HTTP, which also tells the application how the certificate that the caller showed was verified."""
+class _Protocol(BoundedProtocol):
+    """HTTP/1.1, which also tells the application how the certificate that the caller showed was verified."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -221,16 +232,12 @@ class _Protocol(H11Protocol):
         self.app_state = {**self.app_state, "client_path": path}
 
 
-def _certified(
-    path: Sequence[bytes] | None, authority: CertificateAuthority, now: datetime
-) -> SpiffeId | None:
+def _certified(path: Sequence[bytes], authority: CertificateAuthority, now: datetime) -> SpiffeId:
     """Give the identity of a client certificate whose path the TLS handshake has verified.
 
     The path is judged again for each request: since the handshake a certificate of it may have been revoked, its root
     retired, or its time may have come.
     """
-    if path is None:
-        return None
     try:
         certificates = [x509.load_der_x509_certificate(link) for link in path]
     except UNREADABLE:

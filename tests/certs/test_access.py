@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certs.access import Access, Grant, read_access
+from certs.access import Access, AccessFile, Grant, read_access
 from certs.disk import write_file
 from certs.errors import CertError
 from certs.spiffe import SpiffeError, SpiffeId
@@ -103,3 +103,31 @@ def test_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
         read_access(path)
     assert raised.value.code == "access_readable"
     assert "chmod 600" in raised.value.hint
+
+
+def test_unchanged_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certs.access.SETTLED_NANOSECONDS", -1)
+    path = tmp_path / "access.yaml"
+    write_file(path, f"tokens: [{{token: {TOKEN}, may: ['spiffe://td/*']}}]".encode(), private=True)
+    file = AccessFile(path)
+    first = file.read()
+    assert file.read() is first
+    write_file(path, b"{}", private=True)
+    assert file.read().caller_by_token(TOKEN) is None
+    path.chmod(0o644)
+    with pytest.raises(CertError) as raised:
+        file.read()
+    assert raised.value.code == "access_readable"
+    path.unlink()
+    with pytest.raises(CertError) as raised:
+        file.read()
+    assert raised.value.code == "file_not_read"
+
+
+def test_file_that_was_just_written_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next change may come within the same tick of the file system's clock."""
+    monkeypatch.setattr("certs.access.SETTLED_NANOSECONDS", 10**18)
+    path = tmp_path / "access.yaml"
+    write_file(path, b"{}", private=True)
+    file = AccessFile(path)
+    assert file.read() is not file.read()

@@ -252,6 +252,45 @@ async def test_grant_taken_away_is_refused_at_once(server: Running) -> None:
 
 
 @pytest.mark.asyncio
+async def test_connections_that_ask_nothing_do_not_keep_a_caller_out(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a handshake, after it, and in the middle of a question."""
+    monkeypatch.setattr("certs.server.MAX_CONNECTIONS", 4)
+    context = ssl.create_default_context(cafile=str(server.roots))
+    async with server.serving(), contextlib.AsyncExitStack() as stack:
+        port = int(server.url.rpartition(":")[2])
+        silent = []
+        for tls, said in ((None, b""), (context, b""), (context, b"POST /v1/certificates HTTP/1.1\r\n")) * 4:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+            stack.push_async_callback(closed, writer)
+            writer.write(said)
+            silent.append(reader)
+        assert await server.code("client", token=server.token) == ""
+        for reader in silent[:-4]:
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        assert await server.code("client", token=server.token) == ""
+
+
+async def closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        await writer.wait_closed()
+
+
+@pytest.mark.asyncio
+async def test_handshake_that_is_not_made_ends(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certs.server.REQUEST_SECONDS", 0.2)
+    async with server.serving():
+        port = int(server.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        await closed(writer)
+
+
+@pytest.mark.asyncio
 async def test_bad_questions_are_answered_with_their_reason(server: Running) -> None:
     key = new_key()
     csr = request_pem(build_request(key, workload("client")))
