@@ -30,3 +30,14 @@ def retry_at(now: datetime, failures: int, not_after: datetime | None, rng: rand
     delay *= rng.uniform(1 - RETRY_JITTER, 1 + RETRY_JITTER)
     at = now + timedelta(seconds=min(delay, MAX_RETRY_SECONDS))
     return min(at, not_after) if not_after is not None and not_after > now else at
+
+
+def is_due(due: datetime | None, now: datetime, renewal: datetime | None = None) -> bool:
+    """Whether it is time; ``due`` None is at once, ``renewal`` is when the certificate in use is to be renewed.
+
+    What is due later than any retry from now on, and than that renewal, was set while the clock was ahead.
+    """
+    if due is None or due <= now:
+        return True
+    latest = now + timedelta(seconds=MAX_RETRY_SECONDS)
+    return due > (max(latest, renewal) if renewal is not None else latest)

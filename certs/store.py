@@ -18,15 +18,15 @@ from cryptography import x509
 from certs.bundle import TrustBundle
 from certs.errors import CertError, IssuerError
 from certs.issuers.base import Change, Issued, Issuer
-from certs.renewal import renew_at, retry_at
+from certs.renewal import is_due, renew_at, retry_at
 from certs.spiffe import SpiffeId
+from certs.trust import FETCH_TIMEOUT_SECONDS, HeldTrust, unexpected
 from certs.workload import WorkloadCertificate, check_issued
 
 __all__ = ["CertificateEntry", "CertificateStore", "WorkloadCertificate", "wait_at_most", "wall_clock"]
 
 MAX_FETCHES = 8  # in flight at once; ztunnel
 MAX_BACKGROUND_FETCHES = 6  # of those, so that a connection that waits finds a place beside renewals
-FETCH_TIMEOUT_SECONDS = 10.0  # a connection waits for this; ztunnel has no deadline here
 RECHECK_SECONDS = 30.0  # the longest look away from the wall clock: a machine that slept renews within this
 
 Wait = Callable[[asyncio.Event, float], Awaitable[None]]
@@ -52,6 +52,15 @@ class _Entry:
     failures: int = 0
     error: CertError | None = None
     due: datetime | None = None  # when the next fetch may start; None: at once
+
+    def valid(self, now: datetime) -> WorkloadCertificate | None:
+        """The certificate, if it is valid: also one that was fetched while the clock was ahead may not be yet."""
+        held = self.certificate
+        return held if held is not None and held.not_before <= now < held.not_after else None
+
+    def is_due(self, now: datetime) -> bool:
+        held = self.valid(now)
+        return is_due(self.due, now, renew_at(held.not_before, held.not_after) if held is not None else None)
 
 
 async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
@@ -83,11 +92,8 @@ class CertificateStore:
         self._wait = wait
         self._entries: dict[SpiffeId, _Entry] = {}
         self._generation = 0
-        self._bundle: TrustBundle | None = None
-        self._bundle_lock = asyncio.Lock()
-        self._bundle_stale = False
+        self._trust = HeldTrust(issuer, now=now, rng=rng)
         self._changes = 0
-        self._on_bundle: list[Callable[[], None]] = []
         self._slots = asyncio.Semaphore(MAX_FETCHES)
         self._wake = asyncio.Event()
         self._closed = False
@@ -97,16 +103,14 @@ class CertificateStore:
     def peek(self, identity: SpiffeId) -> WorkloadCertificate | None:
         """Give the certificate if there is one that is valid at this moment."""
         entry = self._entries.get(identity)
-        if entry is None or entry.certificate is None or self._now() >= entry.certificate.not_after:
-            return None
-        return entry.certificate
+        return entry.valid(self._now()) if entry is not None else None
 
     async def get(self, identity: SpiffeId) -> WorkloadCertificate:
         """Give a valid certificate, fetching it if need be; callers for one identity share one fetch.
 
         Raises :class:`CertError`; while the identity backs off that is its last failure, at once.
         """
-        if self._bundle is None:
+        if self._trust.bundle is None:
             await self.start()
         certificate = self.peek(identity)
         if certificate is not None:
@@ -115,7 +119,7 @@ class CertificateStore:
             raise CertError("store_closed", "the proxy is shutting down")
         entry = self._entries.setdefault(identity, _Entry())
         if entry.task is None:
-            if entry.error is not None and entry.due is not None and self._now() < entry.due:
+            if entry.error is not None and not entry.is_due(self._now()):
                 raise _again(entry.error)
             self._fetch_soon(identity, entry)
         assert entry.task is not None
@@ -131,21 +135,20 @@ class CertificateStore:
     @property
     def bundle(self) -> TrustBundle:
         """Whom to trust now. Raises :class:`CertError` before the first :meth:`start` or :meth:`get`."""
-        if self._bundle is None:
+        bundle = self._trust.bundle
+        if bundle is None:
             raise CertError("bundle_missing", "the trust bundle has not been loaded")
-        return self._bundle
+        return bundle
 
     # What the owner of the proxy calls.
 
     async def start(self) -> None:
         """Load the trust bundle. Raises :class:`CertError` when the issuer has none."""
-        async with self._bundle_lock:
-            if self._bundle is None:
-                self._bundle = await self._load_bundle(generation=1)
+        await self._trust.start()
 
     def on_bundle(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called after the roots or the revocation lists changed."""
-        self._on_bundle.append(callback)
+        self._trust.on_change.append(callback)
 
     def prefetch(self, identities: Collection[SpiffeId]) -> None:
         """Have :meth:`run` fetch these soon, before a connection needs them."""
@@ -163,7 +166,7 @@ class CertificateStore:
 
     def entries(self) -> list[CertificateEntry]:
         """List all identities, sorted, for the admin dump; there are no keys in it."""
-        roots = self._bundle.roots if self._bundle is not None else ()
+        roots = self._trust.bundle.roots if self._trust.bundle is not None else ()
         return [
             CertificateEntry(
                 identity,
@@ -180,9 +183,9 @@ class CertificateStore:
             group.create_task(self._follow())
             while True:
                 self._wake.clear()
-                if self._bundle_stale or self._bundle is None:
-                    await self._refresh_bundle()
-                await self._wait(self._wake, self._renew_due())
+                retry = await self._trust.refresh()
+                renewal = self._renew_due()
+                await self._wait(self._wake, renewal if retry is None else min(retry, renewal))
 
     async def close(self) -> None:
         """Stop all fetches and close the issuer."""
@@ -205,9 +208,9 @@ class CertificateStore:
         for identity, entry in self._entries.items():
             if entry.task is not None:
                 running += 1
-            elif entry.due is None or entry.due <= now:
-                expiry = entry.certificate.not_after if entry.certificate is not None else now
-                due.append((expiry, identity))
+            elif entry.due is None or entry.is_due(now):
+                held = entry.valid(now)
+                due.append((held.not_after if held is not None else now, identity))
             else:
                 pause = min(pause, (entry.due - now).total_seconds())
         # What does not fit now is started when one of the running ones ends, which wakes the loop.
@@ -231,7 +234,7 @@ class CertificateStore:
         except CertError as error:
             self._failed(identity, entry, error)
         except Exception as error:  # an issuer is a seam: its mistakes must cost no more than this fetch
-            self._failed(identity, entry, _unexpected(error))
+            self._failed(identity, entry, unexpected(error))
         else:
             self._succeeded(identity, entry, issued, outdated=changes != self._changes)
         finally:
@@ -260,7 +263,8 @@ class CertificateStore:
 
     def _failed(self, identity: SpiffeId, entry: _Entry, error: CertError) -> None:
         now = self._now()
-        valid_until = entry.certificate.not_after if entry.certificate is not None else None
+        held = entry.valid(now)
+        valid_until = held.not_after if held is not None else None
         entry.failures += 1
         entry.error = error
         entry.due = retry_at(now, entry.failures, valid_until, self._rng)
@@ -271,7 +275,7 @@ class CertificateStore:
             error=str(error),
             hint=error.hint,
             retry_seconds=round((entry.due - now).total_seconds(), 1),
-            valid_until=valid_until.isoformat() if valid_until is not None and valid_until > now else None,
+            valid_until=valid_until.isoformat() if valid_until is not None else None,
         )
 
     def _state(self, identity: SpiffeId, entry: _Entry) -> str:
@@ -279,9 +283,12 @@ class CertificateStore:
             return "Available"
         if entry.error is not None:
             return f"Unavailable: {entry.error}"
-        return "Initializing" if entry.certificate is None else "Unavailable: the certificate has expired"
+        if entry.certificate is None:
+            return "Initializing"
+        early = self._now() < entry.certificate.not_before
+        return f"Unavailable: the certificate {'is not valid yet' if early else 'has expired'}"
 
-    # The trust bundle and the issuer's changes.
+    # The issuer's changes.
 
     async def _follow(self) -> None:
         """Hear of the issuer's changes; a watch that fails is started anew, and everything is asked for again."""
@@ -290,7 +297,7 @@ class CertificateStore:
                 await self._issuer.watch(self._changed)
                 return
             except Exception as error:  # as in _fetch
-                failure = error if isinstance(error, CertError) else _unexpected(error)
+                failure = error if isinstance(error, CertError) else unexpected(error)
                 _log.warning("issuer not watched", code=failure.code, error=str(failure), hint=failure.hint)
             await self._wait(asyncio.Event(), RECHECK_SECONDS)
             self._changed(Change.TRUST)
@@ -298,50 +305,17 @@ class CertificateStore:
 
     def _changed(self, change: Change) -> None:
         if change is Change.TRUST:
-            self._bundle_stale = True
+            self._trust.doubt()
         else:
             self._changes += 1
             for entry in self._entries.values():
                 entry.due = None
         self._wake.set()
 
-    async def _refresh_bundle(self) -> None:
-        """Take the issuer's new roots and lists; what cannot be used leaves the old ones in force."""
-        self._bundle_stale = False
-        try:
-            async with self._bundle_lock:
-                generation = self._bundle.generation + 1 if self._bundle is not None else 1
-                fresh = await self._load_bundle(generation)
-        except CertError as error:
-            _log.warning("trust bundle not reloaded", code=error.code, error=str(error), hint=error.hint)
-            return
-        if self._bundle is not None and self._bundle.same_trust(fresh):
-            return
-        self._bundle = fresh
-        _log.info("trust bundle", generation=fresh.generation, roots=len(fresh.roots), crls=len(fresh.crls))
-        for callback in self._on_bundle:
-            callback()
-
-    async def _load_bundle(self, generation: int) -> TrustBundle:
-        try:
-            async with asyncio.timeout(FETCH_TIMEOUT_SECONDS):
-                trust = await self._issuer.trust()
-        except TimeoutError:
-            raise IssuerError("ca_timeout", "the issuer did not give its trust bundle in time") from None
-        except CertError:
-            raise
-        except Exception as error:  # as in _fetch
-            raise _unexpected(error) from error
-        return TrustBundle(generation, trust.roots, trust.crls)
-
 
 def _again(error: CertError) -> CertError:
     """The same failure for another caller: a raised exception collects the traceback of whoever raised it."""
     return CertError(error.code, str(error), hint=error.hint)
-
-
-def _unexpected(error: Exception) -> IssuerError:
-    return IssuerError("ca_failed", f"the issuer failed: {type(error).__name__}: {error}")
 
 
 def wall_clock() -> datetime:

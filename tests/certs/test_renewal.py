@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certs.renewal import MAX_RETRY_SECONDS, renew_at, retry_at
+from certs.renewal import MAX_RETRY_SECONDS, is_due, renew_at, retry_at
 
 pytestmark = pytest.mark.unit
 
@@ -36,6 +36,20 @@ def test_expiry_comes_before_a_long_delay() -> None:
 
 def test_expiry_in_the_past_does_not_make_it_spin() -> None:
     assert retry_at(NOW, 3, NOW - timedelta(days=1), Middle()) == NOW + timedelta(seconds=4)
+
+
+def test_what_was_set_while_the_clock_was_ahead_is_due() -> None:
+    longest = NOW + timedelta(seconds=MAX_RETRY_SECONDS)
+    moment = timedelta(microseconds=1)
+    assert is_due(None, NOW)
+    assert is_due(NOW, NOW)
+    assert not is_due(NOW + moment, NOW)
+    assert not is_due(longest, NOW)
+    assert is_due(longest + moment, NOW)
+    half = NOW + timedelta(hours=12)
+    assert not is_due(half, NOW, half)
+    assert is_due(half + moment, NOW, half)
+    assert not is_due(longest, NOW, NOW - timedelta(hours=1))
 
 
 @given(failures=st.integers(1, 10**9), seed=st.integers(), left=st.none() | st.integers(-(10**6), 10**6))

@@ -12,6 +12,7 @@ import pytest_asyncio
 from certs.authority import CertificateAuthority, create_authority
 from certs.errors import CertError, IssuerError
 from certs.issuers import Change, Issued
+from certs.renewal import MAX_RETRY_SECONDS
 from certs.request import build_request, new_key
 from certs.spiffe import SpiffeId
 from certs.store import MAX_BACKGROUND_FETCHES, MAX_FETCHES, RECHECK_SECONDS, CertificateStore
@@ -220,6 +221,64 @@ async def test_machine_that_slept_renews_at_once(
 
 
 @pytest.mark.asyncio
+async def test_clock_that_was_ahead_when_a_fetch_failed_delays_nothing(
+    store: CertificateStore, issuer: MemoryIssuer, clock: Clock, pauses: Pauses
+) -> None:
+    kept = await store.get(B)
+    clock.advance(days=365)
+    issuer.error = DOWN
+    for identity in (A, B):
+        with pytest.raises(CertError):
+            await store.get(identity)
+    issuer.error = None
+    clock.advance(days=-365)
+    assert store.peek(B) is kept
+    assert (await store.get(A)).identity == A
+    async with running(store):
+        while store.peek(B) is kept:
+            await pauses.idle()
+
+
+@pytest.mark.asyncio
+async def test_failed_reload_while_the_clock_was_ahead_is_tried_again(
+    store: CertificateStore, issuer: MemoryIssuer, clock: Clock, pauses: Pauses
+) -> None:
+    await store.start()
+    async with running(store):
+        await pauses.idle()
+        assert issuer.changed is not None
+        clock.advance(days=365)
+        issuer.error = DOWN
+        issuer.changed(Change.TRUST)
+        await pauses.idle()
+        issuer.error = None
+        clock.advance(days=-365)
+        issuer.authority = issuer.authority.revoke([1], now=clock())
+        await pauses.round()
+        assert store.bundle.revokes_anything
+
+
+@pytest.mark.asyncio
+async def test_certificate_that_was_fetched_while_the_clock_was_ahead_is_fetched_again(
+    store: CertificateStore, clock: Clock, pauses: Pauses
+) -> None:
+    clock.advance(days=365)
+    early = await store.get(A)
+    clock.advance(days=-365)
+    assert store.peek(A) is None
+    assert store.entries()[0].state == "Unavailable: the certificate is not valid yet"
+    renewed = await store.get(A)
+    assert renewed is not early
+    assert renewed.not_before <= clock() < renewed.not_after
+    clock.advance(days=365)
+    await store.get(B)
+    clock.advance(days=-365)
+    async with running(store):
+        while store.peek(B) is None:
+            await pauses.idle()
+
+
+@pytest.mark.asyncio
 async def test_valid_certificate_is_kept_while_renewal_fails_and_the_last_try_is_at_its_expiry(
     store: CertificateStore, issuer: MemoryIssuer, clock: Clock, pauses: Pauses
 ) -> None:
@@ -412,6 +471,48 @@ async def test_mistake_of_an_issuer_costs_no_more_than_one_reload(
         issuer.changed(Change.TRUST)
         await pauses.idle()
         assert store.bundle.generation == 2
+
+
+@pytest.mark.asyncio
+async def test_failed_reload_of_the_trust_is_tried_again_less_and_less_often(
+    store: CertificateStore, issuer: MemoryIssuer, clock: Clock, pauses: Pauses
+) -> None:
+    await store.start()
+    async with running(store):
+        await pauses.idle()
+        assert issuer.changed is not None
+        issuer.authority = issuer.authority.revoke([1], now=clock())
+        issuer.error = DOWN
+        issuer.changed(Change.TRUST)
+        waits = [await pauses.idle()]
+        while len(waits) < 12:
+            clock.advance(seconds=waits[-1])
+            waits.append(await pauses.round())
+        assert waits[0] < 2
+        assert waits[-1] == RECHECK_SECONDS
+        assert not store.bundle.revokes_anything
+        issuer.error = None
+        clock.advance(seconds=MAX_RETRY_SECONDS)
+        assert await pauses.round() == RECHECK_SECONDS
+        assert store.bundle.revokes_anything
+
+
+@pytest.mark.asyncio
+async def test_word_of_a_change_does_not_wait_for_the_next_try(
+    store: CertificateStore, issuer: MemoryIssuer, clock: Clock, pauses: Pauses
+) -> None:
+    await store.start()
+    async with running(store):
+        await pauses.idle()
+        assert issuer.changed is not None
+        issuer.error = DOWN
+        issuer.changed(Change.TRUST)
+        await pauses.idle()
+        issuer.error = None
+        issuer.authority = issuer.authority.revoke([1], now=clock())
+        issuer.changed(Change.TRUST)
+        await pauses.idle()
+        assert store.bundle.revokes_anything
 
 
 class Blind(MemoryIssuer):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from certs.authority import CertificateAuthority, create_authority
+from certs.issuers import Change
 from certs.spiffe import SpiffeId
 from certs.store import WorkloadCertificate
 from tests.certs.handshake import certificate, crafted, foreign_authority
@@ -221,7 +222,8 @@ async def test_a_client_that_is_revoked_during_its_handshake_gets_no_byte_throug
     far = pair.far
     await until(lambda: any(tunnel.tls.session is not None for tunnel in far.inbound._of))
     pair.ca.authority = pair.ca.authority.revoke([stolen.chain[0].serial_number], now=datetime.now(UTC))
-    await far.plane.store._refresh_bundle()
+    far.plane.store._changed(Change.TRUST)
+    await far.plane.store._trust.refresh()
     context = client_context(tmp_path, stolen)
     reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname="")
     writer.write(connect_request(f"{pair.server_ip}:{APP_PORT}", EVIL))
