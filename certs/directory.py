@@ -10,6 +10,7 @@ works too.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -95,14 +96,20 @@ class CaDirectory:
             return authority
 
     def revoke(self, serial: int, issuer: x509.Name | None, *, now: datetime) -> CertificateAuthority:
-        """Revoke a certificate by its serial number; ``issuer`` None means the CA that signs now."""
+        """Revoke a certificate by its serial number.
+
+        ``issuer`` None is for a bare number, which does not tell the CA that signed: it goes into the list of each CA
+        here that may have. Numbers are random, so it names no other certificate there.
+        """
         with locked(self.path):
             authority = self.load()
-            if issuer is None or issuer == authority.certificate.subject:
-                authority = authority.revoke([serial], now=now)
+            if issuer is not None:
+                signers = [self._named(issuer, authority)]
             else:
-                signer = self._earlier(issuer, authority)
-                authority = replace(authority, crls=signer.revoke([serial], now=now).crls)
+                signers = self._possible_issuers(serial, authority)
+            for signer in signers:
+                listing = replace(signer, crls=authority.crls).revoke([serial], now=now)
+                authority = replace(authority, crls=listing.crls)
             write_file(self.path / CRL, crls_pem(authority.crls), private=False)
             return authority
 
@@ -122,23 +129,33 @@ class CaDirectory:
                 return CertificateAuthority(root, key, authority.roots, links, authority.crls)
         raise AuthorityError("ca_key_mismatch", f"{ROOT_KEY} belongs to none of the certificates in {ROOTS}")
 
-    def _earlier(self, issuer: x509.Name, current: CertificateAuthority) -> CertificateAuthority:
-        """Find the CA of that name among those that signed before, or the root above an intermediate."""
-        candidates = sorted((self.path / PREVIOUS).glob("*/"))
-        for directory in candidates:
-            certificate = parse_certificates(read_file(directory / CERTIFICATE), name=str(directory))[0]
-            if certificate.subject == issuer:
-                key = read_key(directory / KEY)
-                return CertificateAuthority(certificate, key, current.roots, (), current.crls)
-        if (self.path / ROOT_KEY).exists():
-            root = self._root_of(current)
-            if root.certificate.subject == issuer:
-                return root
+    def _possible_issuers(self, serial: int, current: CertificateAuthority) -> list[CertificateAuthority]:
+        """The CAs that may have signed a certificate of that number; one, where it is known here."""
+        signers = list(self._signers(current))
+        for known in (*current.chain, *(signer.certificate for signer in signers)):
+            if known.serial_number == serial and known.subject != known.issuer:
+                return [self._named(known.issuer, current)]
+        return signers
+
+    def _named(self, issuer: x509.Name, current: CertificateAuthority) -> CertificateAuthority:
+        for signer in self._signers(current):
+            if signer.certificate.subject == issuer:
+                return signer
         raise AuthorityError(
             "ca_not_issuer",
             f"the certificate was signed by {issuer.rfc4514_string()}, which is not a CA of {self.path}",
-            hint="revoke it at the CA that signed it",
+            hint=f"revoke it at the CA that signed it; a root that signed an intermediate needs its {ROOT_KEY} here",
         )
+
+    def _signers(self, current: CertificateAuthority) -> Iterator[CertificateAuthority]:
+        """The CAs whose keys are here: the one that signs, those that signed before, the root above an intermediate."""
+        yield current
+        for directory in sorted((self.path / PREVIOUS).glob("*/")):
+            certificate = parse_certificates(read_file(directory / CERTIFICATE), name=str(directory))[0]
+            key = read_key(directory / KEY)
+            yield CertificateAuthority(certificate, key, current.roots, (), current.crls)
+        if (self.path / ROOT_KEY).exists():
+            yield self._root_of(current)
 
     def _keep(self, authority: CertificateAuthority) -> None:
         directory = self.path / PREVIOUS / f"{authority.certificate.serial_number:x}"

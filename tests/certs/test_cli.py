@@ -133,6 +133,17 @@ def test_revocation_shows_up(ca: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "three" / "crl.pem").read_bytes() == (ca / "crl.pem").read_bytes()
 
 
+def test_number_of_before_a_rotation_is_revoked(
+    ca: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leaf = issue(ca, tmp_path / "one")
+    assert main(["rotate", str(ca)]) == 0
+    assert main(["revoke", "--ca", str(ca), f"{leaf.serial_number:x}"]) == 0
+    assert f"revoked {leaf.serial_number:x}" in capsys.readouterr().out
+    main(["inspect", str(tmp_path / "one" / "cert-chain.pem"), str(ca / "crl.pem"), "-o", "json"])
+    assert [row["state"] for row in json.loads(capsys.readouterr().out)] == ["revoked"]
+
+
 def test_rotate_and_retire(ca: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = CaDirectory(ca).load().certificate
     assert main(["rotate", str(ca)]) == 0

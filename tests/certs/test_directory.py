@@ -152,7 +152,34 @@ def test_certificates_of_earlier_cas_can_be_revoked(directory: CaDirectory) -> N
     bundle = TrustBundle(1, read.roots, read.crls)
     for issuer, number in ((old, before), (new, after), (new, after + 1)):
         assert bundle.is_revoked([(issuer.certificate.subject.public_bytes(), number)])
-    assert not bundle.is_revoked([(old.certificate.subject.public_bytes(), after)])
+    assert not bundle.is_revoked([(old.certificate.subject.public_bytes(), after + 1)])
+
+
+@pytest.mark.parametrize("intermediate", [False, True])
+def test_bare_number_revokes_whichever_ca_signed(directory: CaDirectory, intermediate: bool) -> None:
+    signers = [directory.create("cluster.local", now=START, intermediate=intermediate)]
+    signers += [directory.rotate(now=START) for _ in range(2)]
+    for signer in signers:
+        leaf, other = serial(signer), serial(signer)
+        directory.revoke(leaf, None, now=START)
+        read = directory.load()
+        bundle, name = TrustBundle(1, read.roots, read.crls), signer.certificate.subject.public_bytes()
+        assert bundle.is_revoked([(name, leaf)])
+        assert not bundle.is_revoked([(name, other)])
+
+
+def test_bare_number_of_an_intermediate_goes_to_its_root(directory: CaDirectory) -> None:
+    made = directory.create("cluster.local", now=START, intermediate=True)
+    number, root = made.certificate.serial_number, made.certificate.issuer
+    directory.revoke(number, None, now=START)
+    read = directory.load()
+    assert TrustBundle(1, read.roots, read.crls).is_revoked([(root.public_bytes(), number)])
+    assert [crl.issuer for crl in read.crls] == [root]
+    (directory.path / "root-key.pem").unlink()
+    with pytest.raises(AuthorityError) as raised:
+        directory.revoke(number, None, now=START)
+    assert raised.value.code == "ca_not_issuer"
+    assert "root-key.pem" in raised.value.hint
 
 
 def test_intermediate_itself_can_be_revoked(directory: CaDirectory) -> None:
