@@ -155,6 +155,20 @@ def failure(query: Query, rcode: dns.rcode.Rcode, message: dns.message.Message |
     return reply.to_wire()
 
 
+def server_failure(wire: bytes) -> bytes:
+    """The reply to a query that we have failed over, with its question where that can be told; empty to what is none.
+
+    Resolvers pass over a reply without the question.
+    """
+    header = read_header(wire)
+    if header is None or header.is_response:
+        return b""
+    try:
+        return failure(read_query(wire), dns.rcode.SERVFAIL)
+    except Exception:  # it may be what we have failed over
+        return _bare(header, dns.rcode.SERVFAIL)
+
+
 def shortened(query: Query, wire: bytes) -> bytes:
     """A truncated answer in place of one that the client's datagram has no room for."""
     header = read_header(wire)
@@ -220,7 +234,8 @@ def _render(
     owner = query.name
     if canonical is not None and addresses:
         owner = dns.name.from_text(canonical)
-        asked = dns.name.Name((*query.name.labels[: len(owner.labels) - 1], b""))
+        # of a longer alias there is no such beginning: without the root it is the whole name that was asked for
+        asked = dns.name.Name((*query.name.labels[:-1][: len(owner.labels) - 1], b""))
         if asked == owner:
             owner = asked  # in the case that the client wrote
         reply.answer.append(

@@ -23,6 +23,7 @@ from ztun.dns.messages import (
     failure,
     read_header,
     read_query,
+    server_failure,
     shortened,
     udp_room,
 )
@@ -146,6 +147,13 @@ class DnsProxy:
     # -- queries ---------------------------------------------------------------------------------------------
 
     def _receive(self, wire: bytes, peer: Address, reply: Reply, *, udp: bool) -> None:
+        try:
+            self._serve(wire, peer, reply, udp=udp)
+        except Exception as error:  # it would end the TCP connection, with the other queries on it
+            self._log.error("internal error while serving a query", exc_info=error)
+            reply(server_failure(wire))
+
+    def _serve(self, wire: bytes, peer: Address, reply: Reply, *, udp: bool) -> None:
         ours, client = self.upstream.sent(peer), self._client()
         if client is not None and not ours:
             decision = self._memory.recall(wire, self._circumstances(client), udp=udp)

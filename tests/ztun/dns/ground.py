@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Self
 
 import dns.asyncquery
@@ -34,7 +35,7 @@ async def nobody_comes() -> Workload:
 
 
 class Ground:
-    """``nameservers`` may be changed at any time; ``client`` too."""
+    """``nameservers`` may be changed at any time; ``client`` and ``options`` too."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Ground:
         self.client: Workload | None = CLIENT
         self.wait_for_client: Callable[[], Awaitable[Workload]] = nobody_comes
         self.mesh = snapshot()
+        self.options = partial(ZoneOptions, preferred_namespace="preferred")
         self.nameservers: list[tuple[str, int]] = []
         self.made: list[socket.socket] = []
         self.families = DnsMetrics(Metrics())
@@ -56,7 +58,7 @@ class Ground:
             nameservers=lambda: self.nameservers,
             metrics=self.families,
             rng=random.Random(5),
-            options=lambda: ZoneOptions(preferred_namespace="preferred"),
+            options=lambda: self.options(),
             limits=limits,
             in_flight=in_flight or InFlight(limits.queries_of_process, "process"),
         )

@@ -76,6 +76,15 @@ class TestAnswers:
             "WWW.example.com. 30 IN A 240.240.0.1",
         ]
 
+    @pytest.mark.parametrize("asked", ["deep", "Deep.app.svc", "deep.app.svc.cluster.local"])
+    def test_an_alias_of_more_labels_than_its_question(self, asked: str) -> None:
+        reply = served(question(asked))
+        assert reply is not None
+        assert [one.to_text() for one in reply.answer] == [
+            f"{asked}. 30 IN CNAME a.b.c.d.e.example.com.",
+            "a.b.c.d.e.example.com. 30 IN A 240.240.0.3",
+        ]
+
     @pytest.mark.parametrize(("name", "rdtype"), [("web", "AAAA"), ("six", "A"), ("www.example.com", "AAAA")])
     def test_no_address_of_the_family_is_no_error(self, name: str, rdtype: str) -> None:
         reply = served(question(name, rdtype))

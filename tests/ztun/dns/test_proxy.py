@@ -20,6 +20,7 @@ from tests.ztun.dns.directory import CLIENT, kube, snapshot
 from tests.ztun.dns.ground import PORT, Ground
 from tests.ztun.dns.nameserver import Asked, Nameserver, answering, silent
 from ztun.dns.limits import DnsLimits, InFlight
+from ztun.dns.zone import ZoneOptions
 from ztun.mesh.model import Workload
 
 pytestmark = [pytest.mark.net, pytest.mark.asyncio]
@@ -244,6 +245,18 @@ class TestForwarding:
         ] * 2
         assert ground.count("upstream_requests", "a") == 2
 
+    async def test_an_external_name_of_more_labels_than_its_question(
+        self, ground: Ground, nameserver: Nameserver
+    ) -> None:
+        outside = "store.c9ak.eu-west-1.rds.example.net."
+        nameserver.behave = answering(f"{outside} 60 IN A 192.0.2.8")
+        for ask in (ground.udp, ground.tcp):
+            reply = await ask(dns.message.make_query("store.app.svc.cluster.local", "A"))
+            assert [rrset.to_text() for rrset in reply.answer] == [
+                f"store.app.svc.cluster.local. 30 IN CNAME {outside}",
+                f"{outside} 30 IN A 192.0.2.8",
+            ]
+
     async def test_an_external_name_of_nothing(self, ground: Ground, nameserver: Nameserver) -> None:
         """The alias exists all the same."""
         reply = await ground.udp(dns.message.make_query("cdn", "A"))
@@ -361,6 +374,37 @@ class TestReports:
             assert "(unstable)" in metric.documentation
         histogram = families.upstream_seconds
         assert histogram.collect().name == "istio_dns_upstream_request_duration_seconds"
+
+
+class TestDefects:
+    """An error of ours that nobody expected is an answer to its query, and harms no other."""
+
+    @pytest.fixture
+    def broken(self, ground: Ground, monkeypatch: pytest.MonkeyPatch) -> Ground:
+        def options() -> ZoneOptions:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(ground, "options", options)
+        return ground
+
+    async def test_by_udp(self, broken: Ground, caplog: pytest.LogCaptureFixture) -> None:
+        query = dns.message.make_query("web", "A")
+        reply = await broken.udp(query)
+        assert reply.rcode() == dns.rcode.SERVFAIL
+        assert reply.question == query.question
+        assert "internal error while serving a query" in caplog.text
+
+    async def test_by_tcp_with_others_behind_it(self, broken: Ground) -> None:
+        reader, writer = await asyncio.open_connection(broken.ip, PORT)
+        for number in range(20):
+            wire = dns.message.make_query("web", "A", id=number).to_wire()
+            writer.write(len(wire).to_bytes(2, "big") + wire)
+        for number in range(20):
+            size = int.from_bytes(await reader.readexactly(2), "big")
+            reply = dns.message.from_wire(await reader.readexactly(size))
+            assert (reply.id, reply.rcode()) == (number, dns.rcode.SERVFAIL)
+        writer.close()
+        await writer.wait_closed()
 
 
 class TestLimits:
