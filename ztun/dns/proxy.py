@@ -281,8 +281,8 @@ class DnsProxy:
             addresses = await resolve_outside(self.upstream, found.outside, family, self._around.rng)
         except DnsError as error:
             if error.code not in ("dns_empty", "dns_lookup"):
-                raise
-            addresses = ()  # the alias exists, whatever becomes of what it stands for
+                raise  # a resolver asks again; that there is no address it would believe
+            addresses = ()  # the alias exists, if nothing that it stands for
         self._report(query, client, found.result, len(addresses))
         try:
             return answer(query, addresses[:MAX_ADDRESSES], canonical=found.outside, udp=udp)

@@ -23,8 +23,9 @@ async def resolve_outside(
 ) -> tuple[str, ...]:
     """The addresses of ``host`` as the nameservers give them, in their order.
 
-    Raises :class:`DnsError`: those of :meth:`Upstream.ask`, ``dns_lookup`` when the name does not exist or the
-    nameserver fails, ``dns_empty`` when it has no address of the family.
+    Raises :class:`DnsError`: those of :meth:`Upstream.ask`, ``dns_lookup`` when the name does not exist,
+    ``dns_empty`` when it has no address of the family, ``dns_server_failure`` when the nameserver fails, which says
+    nothing about the name.
     """
     rdtype = dns.rdatatype.A if family == 4 else dns.rdatatype.AAAA
     question = dns.message.make_query(
@@ -37,11 +38,16 @@ async def resolve_outside(
         if response.flags & dns.flags.TC:
             response = dns.message.from_wire(await upstream.ask(query, udp=False))
         assert isinstance(response, dns.message.QueryMessage)
+        if response.rcode() == dns.rcode.NXDOMAIN:
+            raise DnsError("dns_lookup", f"{host} does not exist", peer=host)
         if response.rcode() != dns.rcode.NOERROR:
-            raise DnsError("dns_lookup", f"{host}: {dns.rcode.to_text(response.rcode())}", peer=host)
+            code = dns.rcode.to_text(response.rcode())
+            raise DnsError("dns_server_failure", f"{host}: the nameserver answers {code}", peer=host)
         found = response.resolve_chaining().answer
     except (dns.exception.DNSException, ValueError) as error:
-        raise DnsError("dns_lookup", f"{host} cannot be resolved: {error}", peer=host) from error
+        raise DnsError(
+            "dns_server_failure", f"{host}: the nameserver's answer cannot be used: {error}", peer=host
+        ) from error
     if found is None:
         raise DnsError("dns_empty", f"{host} has no address of IPv{family}", peer=host)
     return tuple(record.address for record in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import socket
+from collections.abc import Callable
 
 import dns.asyncquery
 import dns.edns
@@ -263,6 +264,25 @@ class TestForwarding:
         assert (reply.rcode(), reply.answer) == (dns.rcode.NOERROR, [])
         ground.nameservers = []
         assert (await ground.tcp(dns.message.make_query("cdn", "A"))).rcode() == dns.rcode.SERVFAIL
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            lambda asked: asked.response(rcode=dns.rcode.SERVFAIL),
+            lambda asked: asked.response(rcode=dns.rcode.REFUSED),
+            lambda asked: asked.response("cdn.example.net. 60 IN A 192.0.2.8")[:-2],
+        ],
+        ids=["failing", "refusing", "cut off"],
+    )
+    async def test_an_external_name_while_the_nameserver_fails(
+        self, ground: Ground, nameserver: Nameserver, reply: Callable[[Asked], bytes]
+    ) -> None:
+        """Clients would take an answer without addresses as final."""
+        nameserver.behave = lambda asked: asked.send(reply(asked))
+        assert (await ground.udp(dns.message.make_query("cdn", "A"))).rcode() == dns.rcode.SERVFAIL
+        assert ground.count("upstream_failures", "a") == 1
+        nameserver.behave = answering("cdn.example.net. 60 IN A 192.0.2.8")
+        assert (await ground.udp(dns.message.make_query("cdn", "A"))).answer
 
     async def test_without_nameservers(self, ground: Ground) -> None:
         reply = await ground.udp(dns.message.make_query("nobody.example.org", "A"))

@@ -226,12 +226,13 @@ class TestResolvingForOurselves:
         ("behave", "code"),
         [
             (failing(dns.rcode.NXDOMAIN), "dns_lookup"),
-            (failing(dns.rcode.SERVFAIL), "dns_lookup"),
+            (failing(dns.rcode.SERVFAIL), "dns_server_failure"),
+            (failing(dns.rcode.REFUSED), "dns_server_failure"),
             (failing(dns.rcode.NOERROR), "dns_empty"),
-            (answering("www.example.org. 60 IN CNAME www.example.org."), "dns_lookup"),
-            (lambda asked: asked.send(asked.response(GOOD)[:-2]), "dns_lookup"),
+            (answering("www.example.org. 60 IN CNAME www.example.org."), "dns_server_failure"),
+            (lambda asked: asked.send(asked.response(GOOD)[:-2]), "dns_server_failure"),
         ],
-        ids=["unknown", "failing", "empty", "alias of itself", "cut off"],
+        ids=["unknown", "failing", "refusing", "empty", "alias of itself", "cut off"],
     )
     async def test_what_fails(
         self, ground: Ground, nameserver: Nameserver, behave: Callable[[Asked], None], code: str
