@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+from collections.abc import Set
 from pathlib import Path
 
 from ztun.agent.capture import apply_capture, plan_capture, undo_capture
@@ -59,6 +60,11 @@ class Agent:
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()  # a removal is not to fall between a new proxy's list of pods and its end
         self._problems: set[str] = set()
+        self._documented: Set[str] = frozenset()
+
+    def documented(self, uid: str) -> bool:
+        """Whether a document asked for this pod when the agent last looked."""
+        return uid in self._documented
 
     def wake(self) -> None:
         """Let the loop look again."""
@@ -107,6 +113,7 @@ class Agent:
             return False
         wanted = await asyncio.to_thread(self._documents.look, asyncio.get_running_loop().time())
         self._report(wanted)
+        self._documented = wanted.pods.keys()
         if wanted.certain:
             self.held &= wanted.pods.keys()
         for uid, member in self.members.items():

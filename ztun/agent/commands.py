@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,19 +57,24 @@ class Commands:
         )
         wanted = Enrolment(identity, path, "command", CaptureOptions(dns=dns))
         member = self._same(wanted)
-        new = member is None
+        new, was_held = member is None, identity.uid in self._agent.held
         if member is None:
             member = members[identity.uid] = Member(wanted)
             self._agent.held.discard(identity.uid)
-            self._agent.save()
+            try:
+                self._agent.save()
+            except ConfigError:
+                del members[identity.uid]
+                if was_held:
+                    self._agent.held.add(identity.uid)
+                raise
         elif member.enrolment.origin == "command":
             member.want(wanted.options)
         try:
             await self._wait(member, lambda: member.settled or member.gone or _failed(member))
         except asyncio.CancelledError:
             if new and not member.settled:
-                member.leave()  # nobody was told that it worked
-                self._agent.save()
+                self._undo(member, was_held)  # nobody was told that it worked
             raise
         if member.enrolment.leaving:
             raise EnrolmentError(
@@ -81,7 +87,8 @@ class Commands:
         if not member.settled:
             failure = member.failure or EnrolmentError("not_settled", f"{identity} was not enrolled in time")
             if new:
-                await self._leave([member])
+                self._undo(member, was_held)
+                await self._until_gone([member])
             raise failure
         return _described(member)
 
@@ -133,12 +140,34 @@ class Commands:
         return {"proxies": len(self._agent.proxies), "enrolments": [_described(one) for one in members]}
 
     async def _leave(self, members: Sequence[Member]) -> list[dict[str, Any]]:
-        """Let pods out and wait until they are."""
+        """Let pods out and wait until they are; those that documents want stay out."""
+        agent = self._agent
+        held_before, staying = set(agent.held), [one for one in members if not one.enrolment.leaving]
         for member in members:
-            if member.enrolment.origin == "document":
-                self._agent.held.add(member.enrolment.pod.uid)
+            uid = member.enrolment.pod.uid
+            if member.enrolment.origin == "document" or agent.documented(uid):
+                agent.held.add(uid)
             member.leave()
-        self._agent.save()
+        try:
+            agent.save()
+        except ConfigError:
+            agent.held = held_before
+            for member in staying:
+                member.stay()
+            raise
+        await self._until_gone(members)
+        return [_described(member) for member in members]
+
+    def _undo(self, member: Member, was_held: bool) -> None:
+        """Nothing is to be left of an attempt to bring it in."""
+        if was_held:
+            self._agent.held.add(member.enrolment.pod.uid)
+        member.leave()
+        with contextlib.suppress(ConfigError):  # the loop writes it down before it does anything else
+            self._agent.save()
+
+    async def _until_gone(self, members: Sequence[Member]) -> None:
+        """Let the agent withdraw them. Raises :class:`EnrolmentError` of what keeps one in."""
         seconds = SETTLE_SECONDS + EACH_SECONDS * len(members)
         await asyncio.gather(*(self._wait(one, lambda one=one: one.gone, seconds) for one in members))  # type: ignore[misc]
         left = [member for member in members if not member.gone]
@@ -153,7 +182,6 @@ class Commands:
                 hint=(failure.hint if failure else "")
                 or "the agent goes on trying; 'ztun enrolled' shows how it stands",
             )
-        return [_described(member) for member in members]
 
     async def _wait(self, member: Member, done: Callable[[], bool], seconds: float = SETTLE_SECONDS) -> None:
         """Let the agent work until it is done, or for so long."""

@@ -58,6 +58,10 @@ class Member:
         """It is to leave the mesh."""
         self.enrolment = replace(self.enrolment, leaving=True)
 
+    def stay(self) -> None:
+        """It is not to leave after all."""
+        self.enrolment = replace(self.enrolment, leaving=False)
+
     def found(self, identity: str) -> None:
         """Its namespace was opened."""
         self.enrolment = replace(self.enrolment, identity=identity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from tests.ztun.agent.pods import PodNetwork
 from tests.ztun.agent.processes import AgentProcess, pod_document
 from tests.ztun.agent.zds_proxy import ZdsProxy
+from ztun.agent.enrolments import FILE
 from ztun.cli.app import app
 
 
@@ -92,6 +94,67 @@ def test_a_pod_that_was_taken_out_by_hand_stays_out(
         agent.write(pod_document("web", pod.name))
     agent.wait_state("default/web", "enrolled")
     assert proxy.names == {"default/web"}
+
+
+@pytest.mark.netns
+def test_a_pod_that_was_brought_back_by_hand_stays_out_after_that(
+    network: PodNetwork, agent: AgentProcess, proxy: ZdsProxy
+) -> None:
+    """It is a command's now, and its document wants it still."""
+    pod = network.lonely_pod("web")
+    before = pod.contents()
+    agent.write(pod_document("web", pod.name))
+    agent.wait_state("default/web", "enrolled")
+    for command in (
+        ("unenroll", pod.name),
+        ("enroll", pod.name, "--pod", "default/web"),
+        ("unenroll", pod.name),
+    ):
+        done = agent.ask(*command)
+        assert done.returncode == 0, done.stderr
+    agent.write(pod_document("web", pod.name), pod_document("other", "elsewhere"))
+    agent.wait_state("default/other", "waiting")
+    assert list(agent.enrolled()) == ["default/other"]
+    assert pod.contents() == before
+
+
+@contextmanager
+def unwritable(agent: AgentProcess) -> Iterator[None]:
+    """The agent cannot write its state, root or not."""
+    obstacle = agent.state / f"{FILE}.new"
+    obstacle.mkdir()
+    try:
+        yield
+    finally:
+        obstacle.rmdir()
+
+
+@pytest.mark.netns
+def test_what_failed_because_of_the_state_is_not_done_later(
+    network: PodNetwork, agent: AgentProcess, proxy: ZdsProxy
+) -> None:
+    inside, outside, held = (network.lonely_pod(name) for name in ("in", "out", "held"))
+    agent.write(pod_document("held", held.name))
+    agent.wait_state("default/held", "enrolled")
+    assert agent.ask("unenroll", held.name).returncode == 0
+    assert agent.ask("enroll", inside.name, "--pod", "shop/in").returncode == 0
+    before = [pod.contents() for pod in (inside, outside, held)]
+    with unwritable(agent):
+        for command in (
+            ("enroll", outside.name, "--pod", "shop/out"),
+            ("enroll", held.name, "--pod", "default/held"),
+            ("unenroll", inside.name),
+            ("unenroll", "--all"),
+        ):
+            failed = agent.ask(*command)
+            assert failed.returncode == 1
+            assert "the state cannot be written" in failed.stderr
+            assert {name: one["state"] for name, one in agent.enrolled().items()} == {"shop/in": "enrolled"}
+    more = network.lonely_pod("more")
+    agent.write(pod_document("held", held.name), pod_document("more", more.name))
+    agent.wait_state("default/more", "enrolled")  # so it has looked at everybody
+    assert sorted(agent.enrolled()) == ["default/more", "shop/in"]
+    assert [pod.contents() for pod in (inside, outside, held)] == before
 
 
 @pytest.mark.netns
