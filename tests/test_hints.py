@@ -34,7 +34,6 @@ ERRORS = (ZtunError, CertError, TlsRejection)
 COMPUTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("ztun/net/relay.py", "code"): ("connection_reset", "socket_error"),
     ("ztun/net/opening.py", "name"): ("stream_refused", "stream_reset", "tunnel_lost"),
-    ("ztun/proxy/site.py", "code"): ("dns_empty", "dns_lookup"),
     ("waypoint/server/sandwich.py", "code"): ("proxy_header", "proxy_header_missing"),
 }
 

@@ -25,6 +25,7 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "dial_failed": "please report it with the log around it",
         "dns_empty": "check the name with a DNS client on this node",
         "dns_lookup": "check the name, and the resolver of this node",
+        "dns_overload": "are the nameservers of this node silent? they have too many names to look up",
         "dns_server_failure": "see the log of the nameserver; does it serve this name, and may this node ask it?",
         "dns_stray_answers": "something sends forged answers, or the name server answers twice",
         "dump_file": "check the path; a dump is what GET /config_dump of the admin port answers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import dns.exception
 import dns.flags
@@ -16,6 +17,28 @@ from ztun.dns.zone import Family
 from ztun.errors import DnsError
 
 UDP_PAYLOAD_BYTES = 1232  # what passes everywhere without fragments (DNS flag day 2020)
+
+
+def families(preferred: Family, *, ipv6: bool) -> tuple[Family, ...]:
+    """Which families to ask for, in this order; as ztunnel, which prefers that of the original destination."""
+    if not ipv6:
+        return (4,)
+    return (4, 6) if preferred == 4 else (6, 4)
+
+
+async def resolve_first(
+    upstream: Upstream, host: str, wanted: Sequence[Family], rng: random.Random
+) -> tuple[str, ...]:
+    """The addresses of the first of these families that has some. Raises as :func:`resolve_outside` does."""
+    failure: DnsError | None = None
+    for family in wanted:
+        try:
+            return await resolve_outside(upstream, host, family, rng)
+        except DnsError as error:
+            if failure is None or failure.code == "dns_empty":
+                failure = error
+    assert failure is not None
+    raise failure
 
 
 async def resolve_outside(

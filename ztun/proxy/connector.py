@@ -127,7 +127,7 @@ class Connector:
         route: OutboundRoute,
         keepalive: Keepalive | None,
     ) -> tuple[AppSocket | TunnelStream, PeerIdentity | None]:
-        address = await self._resolve(source, route.address)
+        address = await self._resolve(source, source_address, route.address)
         if route.authority is None:
             options = _with_keepalive(self._plane.settings.sockets, keepalive)
             source_ip = self._source_ip(source, source_address, address)
@@ -181,13 +181,18 @@ class Connector:
         wants_v6 = ":" in address[0]
         return next((ip for ip in source.addresses if (":" in ip) is wants_v6), None)
 
-    async def _resolve(self, source: Workload, address: tuple[str, int]) -> tuple[str, int]:
-        """A workload that is known by DNS name only is resolved when it is dialled."""
+    async def _resolve(
+        self, source: Workload, client: tuple[str, int], address: tuple[str, int]
+    ) -> tuple[str, int]:
+        """A workload that is known by DNS name only is resolved when it is dialled.
+
+        What the client dialled was of the family of its own address, so that is preferred.
+        """
         host, port = address
         if not is_hostname(host):
             return address
         self._plane.metrics.on_demand_dns.inc(*workload_values(source, source.identity), host)
-        return await self._site.resolve(host), port
+        return await self._site.resolve(host, 6 if ":" in client[0] else 4), port
 
 
 def _with_keepalive(options: SocketOptions, keepalive: Keepalive | None) -> SocketOptions:

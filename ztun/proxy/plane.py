@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from certs.context import TlsContexts
 from certs.errors import CertError
+from ztun.dns.lookups import Lookups
 from ztun.errors import IdentityError
 from ztun.hbone.guard import Abuse
 from ztun.mesh.baggage import encode_baggage
@@ -60,6 +61,8 @@ class Plane:
         self.connections = Connections(metrics, access_log, settings.timeouts, self.loop.time)
         self.draining = False
         self.dns = dns_surroundings(settings, lambda: self.snapshot, metrics, rng)
+        self.lookups = Lookups(self.loop.time)
+        """Of names that only the world outside the mesh knows."""
         self.home = Site(self)
         """The proxy's own network namespace."""
         self.sites: dict[Site, None] = {self.home: None}
@@ -129,6 +132,7 @@ class Plane:
         """The same for all, in the end."""
         for site in list(self.sites):
             await site.close()
+        await self.lookups.close()
 
     async def settled(self) -> None:
         """Wait until no connection is being set up anywhere."""

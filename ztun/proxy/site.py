@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from certs.peer import PeerExpectation
-from ztun.dns.stub import resolve_outside
+from ztun.dns.stub import families, resolve_first
 from ztun.dns.upstream import Upstream
 from ztun.errors import CaptureError, ConnectError, DnsError, ZtunError
 from ztun.mesh.model import join_host_port
@@ -24,9 +24,10 @@ from ztun.proxy.descriptors import connections_of_one_pod
 from ztun.telemetry.logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from ztun.dns.proxy import DnsProxy
+    from ztun.dns.zone import Family
     from ztun.net.dial import SocketOptions
     from ztun.net.namespaces import NetworkNamespace
     from ztun.proxy.plane import Plane
@@ -121,36 +122,43 @@ class Site:
         if self.dns is not None:
             await self.dns.closed()
 
-    async def resolve(self, host: str) -> str:
-        """One address of a host that is not of the mesh. Raises :class:`ConnectError`.
+    async def resolve(self, host: str, preferred: Family) -> str:
+        """One address of a host that is not of the mesh, of the preferred family if there is one.
 
         Where the proxy's own namespace is captured, queries of the C library would come to the proxy itself, and
         a name that has an address of the mesh would lead back into it. There the nameservers are asked directly.
+        Raises :class:`ConnectError` with the code of the :class:`DnsError`.
         """
         plane = self._plane
-        captured = plane.settings.capture and plane.settings.dns is not None
+        wanted = families(preferred, ipv6=plane.settings.ipv6)
+        limit = plane.settings.tunnel_timeouts.connect
         try:
-            async with asyncio.timeout(plane.settings.tunnel_timeouts.connect):
-                return await (self._ask_nameservers(host) if captured else self._ask_system(host))
-        except (OSError, TimeoutError, DnsError) as error:
-            code = error.code if isinstance(error, DnsError) else "dns_lookup"
-            raise ConnectError(code, f"{host} cannot be resolved: {error}", peer=host) from error
-
-    async def _ask_system(self, host: str) -> str:
-        found = await self._plane.loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        if not found:
-            raise DnsError("dns_empty", "it has no address")
-        return str(self._plane.rng.choice(found)[4][0])
-
-    async def _ask_nameservers(self, host: str) -> str:
-        rng = self._plane.rng
-        try:
-            found = await resolve_outside(self.upstream, host, 4, rng)
+            async with asyncio.timeout(limit):
+                if plane.settings.capture and plane.settings.dns is not None:
+                    found = await plane.lookups.find(
+                        (host, preferred), lambda: resolve_first(self.upstream, host, wanted, plane.rng)
+                    )
+                else:
+                    found = await plane.lookups.find(host, lambda: self._ask_system(host))
+            return self._choose(found, wanted)
         except DnsError as error:
-            if error.code != "dns_empty" or not self._plane.settings.ipv6:
-                raise
-            found = await resolve_outside(self.upstream, host, 6, rng)
-        return rng.choice(found)
+            raise ConnectError(
+                error.code, f"{host} cannot be resolved: {error}", hint=error.hint, peer=host
+            ) from error
+        except (OSError, TimeoutError) as error:
+            why = str(error) or f"no answer within {limit:g} s"
+            raise ConnectError("dns_lookup", f"{host} cannot be resolved: {why}", peer=host) from error
+
+    async def _ask_system(self, host: str) -> tuple[str, ...]:
+        family = socket.AF_UNSPEC if self._plane.settings.ipv6 else socket.AF_INET
+        found = await self._plane.loop.getaddrinfo(host, None, family=family, type=socket.SOCK_STREAM)
+        return tuple(str(address[0]) for *_, address in found)
+
+    def _choose(self, found: Sequence[str], wanted: Sequence[Family]) -> str:
+        for family in wanted:
+            if fitting := [ip for ip in found if (":" in ip) is (family == 6)]:
+                return self._plane.rng.choice(fitting)
+        raise DnsError("dns_empty", "it has no address of a family that is used here")
 
     def _make_socket(self, family: int, kind: int) -> socket.socket:
         """A socket of this namespace that is not captured. Raises ``OSError``."""
