@@ -14,7 +14,7 @@ from ztun.net.listeners import ORDINARY, Listener, Listening, listen
 from ztun.net.peek import early_bytes
 from ztun.net.socks5 import GENERAL, SocksError, SocksNegotiation, reply, reply_code
 from ztun.proxy.outbound import wait_for_workload
-from ztun.proxy.resolving import resolve_destination
+from ztun.proxy.resolving import is_alias, resolve_destination
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,29 +42,37 @@ def local_workload(plane: Plane, namespace: str, name: str) -> Workload | None:
 def open_forward(plane: Plane, outbound: Outbound, forward: Forward) -> Listener:
     """Listen on a forwarded port; whoever connects enters the mesh as the workload that the forward names."""
 
-    known: tuple[Snapshot, Workload | None] | None = None
+    known: tuple[Snapshot, Workload | None, bool] | None = None
 
-    def find() -> Workload | None:
+    def look() -> tuple[Workload | None, bool]:
+        """The workload, and whether the name that it goes to stands for another one."""
         nonlocal known
         if known is None or known[0] is not plane.snapshot:
-            known = plane.snapshot, local_workload(plane, forward.namespace, forward.workload)
-        return known[1]
+            source = local_workload(plane, forward.namespace, forward.workload)
+            alias = source is not None and is_alias(plane, source, forward.host)
+            known = plane.snapshot, source, alias
+        return known[1:]
 
     def accept(sock: socket.SocketType, local: tuple[str, int], peer: tuple[str, int]) -> None:
-        client, source = AppSocket(plane.poller, sock), find()
-        if source is not None:
-            enter(client, source, peer)
+        client = AppSocket(plane.poller, sock)
+        source, alias = look()
+        if source is not None and not alias:
+            enter(client, source, peer, forward.host)
         else:
             plane.home.spawn(wait(client, peer))
 
-    def enter(client: AppSocket, source: Workload, peer: tuple[str, int]) -> None:
+    def enter(client: AppSocket, source: Workload, peer: tuple[str, int], host: str) -> None:
         # the client stands for the workload, so the tunnel is dialled from the workload's address
         address = (source.addresses[0], peer[1]) if source.addresses else peer
-        outbound.take(client, source, address, forward.host, forward.port)
+        outbound.take(client, source, address, host, forward.port)
 
     async def wait(client: AppSocket, peer: tuple[str, int]) -> None:
+        host, family = forward.host, _family(peer)
         try:
-            source = await wait_for_workload(plane, find, f"{forward.namespace}/{forward.workload}")
+            what = f"{forward.namespace}/{forward.workload}"
+            source = await wait_for_workload(plane, lambda: look()[0], what)
+            if look()[1]:
+                host = await resolve_destination(plane, plane.home, source, host, forward.port, family)
         except ZtunError as error:
             plane.connections.refused(
                 "outbound", f"{peer[0]}:{peer[1]}", f"{forward.host}:{forward.port}", error
@@ -74,7 +82,7 @@ def open_forward(plane: Plane, outbound: Outbound, forward: Forward) -> Listener
         except asyncio.CancelledError:
             client.abort(ErrorCode.CONNECT_ERROR)
             raise
-        enter(client, source, peer)
+        enter(client, source, peer, host)
 
     return listen(
         plane.poller,
@@ -119,9 +127,8 @@ def open_socks5(
             conversation.give_up()
             raise
         host, target_port = request
-        family: Family = 6 if ":" in peer[0] else 4
         try:
-            host = await resolve_destination(plane, site, source, host, target_port, family)
+            host = await resolve_destination(plane, site, source, host, target_port, _family(peer))
         except ZtunError as error:
             plane.connections.refused("outbound", f"{peer[0]}:{peer[1]}", f"{host}:{target_port}", error)
             conversation.answer(error)
@@ -134,6 +141,10 @@ def open_socks5(
         await outbound.serve(client, source, client_address, host, target_port, answered=conversation.answer)
 
     return listen(plane.poller, ip, port, accept, plane.settings.sockets, purpose="SOCKS5", how=how)
+
+
+def _family(peer: tuple[str, int]) -> Family:
+    return 6 if ":" in peer[0] else 4
 
 
 class _SocksClient:

@@ -11,7 +11,7 @@ from ztun.dns.metrics import DnsMetrics
 from ztun.dns.nameservers import ResolvConf
 from ztun.dns.proxy import DnsProxy, DnsSurroundings
 from ztun.dns.settings import DnsSettings
-from ztun.dns.stub import resolve_outside
+from ztun.dns.stub import families, resolve_first
 from ztun.dns.zone import Family, ZoneOptions, look_up
 from ztun.errors import ConfigError, RouteError
 from ztun.mesh.address import is_hostname
@@ -22,7 +22,7 @@ from ztun.proxy.outbound import wait_for_workload
 
 if TYPE_CHECKING:
     from ztun.config import ProxySettings
-    from ztun.mesh.model import Workload
+    from ztun.mesh.model import Service, Workload
     from ztun.mesh.snapshot import Snapshot
     from ztun.proxy.plane import Plane
     from ztun.proxy.site import Site
@@ -87,20 +87,43 @@ async def open_dns(
     site.dns = proxy
 
 
+def is_alias(plane: Plane, source: Workload, host: str) -> bool:
+    """Whether ``host`` is an ExternalName, so that :func:`resolve_destination` has to say what is meant by it.
+
+    One that has a waypoint goes there by its own name.
+    """
+    service = _service(plane, source, host) if is_hostname(host) else None
+    return service is not None and bool(service.alias_of) and not service.waypoints
+
+
 async def resolve_destination(
-    plane: Plane, site: Site, source: Workload, host: str, port: int, family: Family
+    plane: Plane, site: Site, source: Workload, host: str, port: int, preferred: Family
 ) -> str:
     """The address that ``host`` has for a pod, as its DNS proxy would give it; an address stays as it is.
 
-    A service of the mesh that has no address keeps its name. Raises :class:`DnsError`.
+    A service of the mesh that has no address keeps its name, and so does an ExternalName that the mesh knows the way
+    to: by a waypoint, or as ``port`` of it. What others stand for outside the mesh is asked for there.
+    Raises :class:`DnsError`.
     """
     if not is_hostname(host):
         return host
-    known = look_up(plane.snapshot, source, host, family, rng=plane.rng, options=plane.dns.options())
-    if known is not None and known.addresses:
-        return known.addresses[0]
+    wanted = families(preferred, ipv6=plane.settings.ipv6)
+    outside = host
+    for family in wanted:
+        known = look_up(plane.snapshot, source, host, family, rng=plane.rng, options=plane.dns.options())
+        if known is not None and known.addresses:
+            return known.addresses[0]
+        if known is not None and known.outside and known.canonical is not None:
+            outside = known.canonical
+    service = _service(plane, source, host)
+    if service is not None and (outside == host or service.waypoints or port in service.ports):
+        return host
+    return (await resolve_first(site.upstream, outside, wanted, plane.rng))[0]
+
+
+def _service(plane: Plane, source: Workload, host: str) -> Service | None:
+    """The service of the mesh of this name."""
     try:
-        find_destination(plane.snapshot, source, host, port, plane.settings.network)
+        return find_destination(plane.snapshot, source, host, 0, plane.settings.network)[1]
     except RouteError:
-        return (await resolve_outside(site.upstream, host, family, plane.rng))[0]
-    return host
+        return None

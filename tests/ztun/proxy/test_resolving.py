@@ -14,8 +14,11 @@ import pytest_asyncio
 
 from tests.peers.addresses import AddressBlock
 from tests.ztun.dns.nameserver import Asked, Nameserver, open_sockets
-from tests.ztun.proxy.applications import Wires
-from tests.ztun.proxy.mesh import Pair, until
+from tests.ztun.proxy.applications import Wire, Wires
+from tests.ztun.proxy.journal import code
+from tests.ztun.proxy.mesh import APP_PORT, Pair, until
+from tests.ztun.proxy.test_entries import negotiate, reply
+from ztun.config import SOCKS5_PORT
 from ztun.dns.limits import DnsLimits
 from ztun.dns.settings import DnsSettings
 from ztun.dns.upstream import Upstream
@@ -23,7 +26,7 @@ from ztun.dns.zone import Family
 from ztun.errors import ConnectError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.lookup import OutboundRoute, RouteKind
-from ztun.mesh.model import Workload
+from ztun.mesh.model import Service, ServicePort, Workload
 from ztun.net.app_socket import AppSocket
 from ztun.proxy.connector import Connector
 
@@ -190,3 +193,74 @@ async def test_what_failed_is_said_with_its_hint(pair: Pair, nameserver: Nameser
     assert caught.value.code == "dns_server_failure"
     assert "REFUSED" in str(caught.value)
     assert caught.value.hint
+
+
+class TestExternalNames:
+    """SOCKS5 and forwarded ports lead where an application with captured DNS would go."""
+
+    OUTSIDE = "store.eu-west-1.rds.example.net"
+    ALIAS = "db.default.svc.cluster.local"
+
+    async def alias(self, pair: Pair, target: str, **more: Any) -> None:
+        pair.services["db"] = Service("db", "default", self.ALIAS, canonical=True, alias_of=target, **more)
+        await pair.apply()
+
+    async def enter(self, pair: Pair, wires: Wires, way: str, port: int) -> Wire:
+        if way == "forward":
+            return await wires.dial(await pair.enter(pair.client, self.ALIAS, port))
+        client = await wires.dial((pair.client.addresses[0], SOCKS5_PORT))
+        assert await negotiate(client, self.ALIAS, port) == reply(0)
+        return client
+
+    @pytest.mark.parametrize("way", ["forward", "SOCKS5"])
+    async def test_outside_the_mesh(self, pair: Pair, nameserver: Nameserver, wires: Wires, way: str) -> None:
+        await self.alias(pair, self.OUTSIDE)
+        application = await wires.application(pair.addresses.take(), 0)
+        ip, port = application.address
+        nameserver.behave = knowing(A=(ip,))
+        client = await self.enter(pair, wires, way, port)
+        server = await application.accept()
+        await client.send(b"x")
+        assert await server.receive(1) == b"x"
+        asked = {one.message.question[0].name.to_text() for one in nameserver.asked}
+        assert asked == {f"{self.OUTSIDE}."}
+
+    @pytest.mark.parametrize("way", ["forward", "SOCKS5"])
+    async def test_of_a_service_of_the_mesh(
+        self, pair: Pair, nameserver: Nameserver, wires: Wires, way: str
+    ) -> None:
+        pair.service("echo", {80: APP_PORT}, "10.10.0.1")
+        services: dict[str, dict[int, int]] = {"echo": {80: APP_PORT}}
+        del pair.workloads["server"]
+        server = pair.pod("server", "far", services=services)
+        await self.alias(pair, "echo.default.svc.cluster.local")
+        application = await wires.application(server.addresses[0], APP_PORT)
+        await self.enter(pair, wires, way, 80)
+        await application.accept()
+        assert nameserver.asked == []
+        assert pair.near.journal.opens[0].service == "echo.default.svc.cluster.local"
+
+    async def test_one_whose_port_the_mesh_knows_keeps_its_name(
+        self, pair: Pair, nameserver: Nameserver, wires: Wires
+    ) -> None:
+        application = await wires.application(pair.addresses.take(), 0)
+        ip, port = application.address
+        nameserver.behave = knowing(A=(ip,))
+        ports = {port: ServicePort(port, port)}
+        named = Workload(
+            "named", "named", "default", hostname=self.OUTSIDE,
+            services={("default", self.ALIAS): {port: port}},
+        )  # fmt: skip
+        pair.workloads["named"] = named
+        await self.alias(pair, self.OUTSIDE, ports=ports)
+        await self.enter(pair, wires, "SOCKS5", port)
+        await application.accept()
+        assert pair.near.journal.opens[0].service == self.ALIAS
+
+    async def test_of_nothing(self, pair: Pair, nameserver: Nameserver, wires: Wires) -> None:
+        await self.alias(pair, self.OUTSIDE)
+        client = await wires.dial((pair.client.addresses[0], SOCKS5_PORT))
+        assert await negotiate(client, self.ALIAS, APP_PORT) == reply(4)
+        assert code(await pair.near.journal.refusal()) == "dns_lookup"
+        forwarded = await wires.dial(await pair.enter(pair.client, self.ALIAS))
+        assert await forwarded.ending() == "reset"
