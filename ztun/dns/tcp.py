@@ -29,13 +29,16 @@ class TcpConnections:
         self._loop = loop
         self._receive = receive
         self._overloaded = overloaded
+        self._closed = False
 
     def accept(self) -> TcpConnection:
         """The protocol of a new connection."""
         return TcpConnection(self._loop, self._receive, self)
 
     def admit(self, connection: TcpConnection) -> bool:
-        """Whether there is room for one more."""
+        """Whether there is room for one more, and the pod still there: the loop may have accepted it before its end."""
+        if self._closed:
+            return False
         if len(self.open) >= self.limits.connections:
             self._overloaded()
             return False
@@ -43,7 +46,8 @@ class TcpConnections:
         return True
 
     def close(self) -> None:
-        """Cut all."""
+        """Cut all, and take no more."""
+        self._closed = True
         for connection in list(self.open):
             connection.abort()
 

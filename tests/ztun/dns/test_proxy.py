@@ -21,6 +21,8 @@ from tests.ztun.dns.directory import CLIENT, kube, snapshot
 from tests.ztun.dns.ground import PORT, Ground
 from tests.ztun.dns.nameserver import Asked, Nameserver, answering, silent
 from ztun.dns.limits import DnsLimits, InFlight
+from ztun.dns.requests import Reply
+from ztun.dns.tcp import TcpConnections
 from ztun.dns.zone import ZoneOptions
 from ztun.mesh.model import Workload
 
@@ -332,6 +334,24 @@ class TestTcp:
         size = int.from_bytes(await reader.readexactly(2), "big")
         assert dns.message.from_wire(await reader.readexactly(size)).rcode() == dns.rcode.NXDOMAIN
         assert await reader.read() == b""
+        writer.close()
+
+    async def test_a_connection_that_comes_while_the_pod_goes(self, ground: Ground) -> None:
+        """Accepted by the loop before the end and handed over after it."""
+
+        def receive(wire: bytes, peer: tuple[str, int], reply: Reply) -> None:
+            raise AssertionError("nobody is served any more")
+
+        overloads: list[None] = []
+        loop, limits = asyncio.get_running_loop(), DnsLimits()
+        connections = TcpConnections(loop, receive, lambda: overloads.append(None), limits)
+        connections.close()
+        ours, theirs = socket.socketpair()
+        await loop.connect_accepted_socket(connections.accept, ours)
+        reader, writer = await asyncio.open_connection(sock=theirs)
+        assert await reader.read() == b""
+        assert connections.open == set()
+        assert overloads == []
         writer.close()
 
 
