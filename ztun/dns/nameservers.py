@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
+import re
+import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from ztun.mesh.address import is_hostname
 from ztun.mesh.model import canonical_ip
 from ztun.telemetry.logging import get_logger
 
@@ -15,10 +18,13 @@ Address: TypeAlias = tuple[str, int]
 
 DNS_PORT = 53
 MAX_NAMESERVERS = 3  # MAXNS of resolv.conf(5): the C library uses no more either
+MAX_BYTES = 64 * 1024  # of the file: a hundred times a long one
+MAX_NAMED = 5  # lines in one message
+MAX_SHOWN = 60  # characters of each
 
 
 class ResolvConf:
-    """A file in the form of resolv.conf(5). What cannot be read leaves what was known before.
+    """A file in the form of resolv.conf(5). Without a nameserver in it what was known before stays in force.
 
     Where the nameservers are asked from other network namespaces (``from_pods``) those on a loopback address are left
     out: there it is somebody else's.
@@ -51,22 +57,36 @@ class ResolvConf:
         if version == self._version:
             return
         self._version = version
-        import dns.resolver  # a proxy that resolves nothing does without it and its clients of DNS over HTTPS and QUIC
-
-        resolver = dns.resolver.Resolver(configure=False)
         try:
-            resolver.read_resolv_conf(str(self._path))
-        except (dns.exception.DNSException, ValueError, OSError) as error:
-            self._log.warning("resolv.conf cannot be used", path=self._path, error=str(error))
+            with self._path.open("rb") as file:
+                text = file.read(MAX_BYTES).decode(errors="replace")
+        except OSError as error:
+            self._log.warning(
+                "resolv.conf cannot be read",
+                path=self._path,
+                error=str(error),
+                hint="check who may read it; what it said before stays in force",
+            )
             return
-        found: dict[Address, None] = {}
-        for nameserver in resolver.nameservers:
-            with contextlib.suppress(
-                ValueError
-            ):  # one with a zone, which means something on one machine only
-                found[canonical_ip(str(nameserver)), DNS_PORT] = None
+        read = _read(text)
+        if read.unusable:
+            self._log.warning(
+                "lines of resolv.conf cannot be used",
+                path=self._path,
+                lines=", ".join(read.unusable[:MAX_NAMED]),
+                count=len(read.unusable),
+                hint="a nameserver is an IP address without zone, a search list consists of names; the others count",
+            )
+        if not read.nameservers:
+            self._log.warning(
+                "resolv.conf names no nameserver",
+                path=self._path,
+                hint="write 'nameserver IP', one per line; what it said before stays in force",
+            )
+            return
+        found = read.nameservers
         if self._from_pods:
-            found = {one: None for one in found if not ipaddress.ip_address(one[0]).is_loopback}
+            found = tuple(ip for ip in found if not ipaddress.ip_address(ip).is_loopback)
             if not found:
                 self._log.warning(
                     "all nameservers are on loopback addresses, which pods cannot reach",
@@ -74,7 +94,45 @@ class ResolvConf:
                     hint="name others in a file of your own (ZTUN_RESOLV_CONF), such as the one of systemd in"
                     " /run/systemd/resolve/resolv.conf",
                 )
-        self._nameservers = tuple(found)[:MAX_NAMESERVERS]
-        suffixes = resolver.search or [resolver.domain]
-        names = (suffix.to_text(omit_final_dot=True).lower() for suffix in suffixes)
-        self._search = tuple(name for name in names if name)
+        self._nameservers = tuple((ip, DNS_PORT) for ip in found[:MAX_NAMESERVERS])
+        search = read.search
+        if search is None:
+            search = (socket.gethostname().lower().partition(".")[2],)
+        self._search = tuple(name for name in search if name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What is said, each nameserver once; ``unusable`` are lines with their numbers.
+
+    Without a search list it is the domain of the machine's own name.
+    """
+
+    nameservers: tuple[str, ...]
+    search: tuple[str, ...] | None
+    unusable: tuple[str, ...]
+
+
+def _read(text: str) -> _Read:
+    """Line by line, as the C library does: what cannot be used is passed over, the last search list counts."""
+    nameservers: dict[str, None] = {}
+    search: tuple[str, ...] | None = None
+    unusable: list[str] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        keyword, *values = line.split() or [""]
+        usable = True
+        if keyword == "nameserver":
+            try:
+                # only here the C library takes what is behind the value for a comment
+                nameservers[canonical_ip(re.split("[;#]", values[0])[0])] = None
+            except (ValueError, IndexError):
+                usable = False
+        elif keyword in ("search", "domain"):
+            names = [
+                name.removesuffix(".").lower() for name in (values if keyword == "search" else values[:1])
+            ]
+            search = tuple(name for name in names if not name or is_hostname(name))
+            usable = len(search) == len(names) > 0
+        if not usable:
+            unusable.append(f"{number} ({' '.join(line.split())[:MAX_SHOWN]!r})")
+    return _Read(tuple(nameservers), search, tuple(unusable))

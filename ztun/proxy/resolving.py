@@ -41,7 +41,7 @@ def dns_surroundings(
     own = settings.inpod is None
     resolv_conf = ResolvConf(dns.resolv_conf, from_pods=not own)
     if settings.dns is not None:
-        resolv_conf.nameservers()  # read now, for no query should wait for what that needs
+        resolv_conf.nameservers()  # read now: what cannot be used of it is said at the start
 
     def options() -> ZoneOptions:
         search = resolv_conf.search() if own else None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ztun.dns.nameservers import ResolvConf
+from ztun.dns.nameservers import MAX_BYTES, ResolvConf
 
 pytestmark = pytest.mark.unit
 
@@ -38,12 +38,71 @@ def test_a_change_is_seen_and_a_bad_file_is_not(tmp_path: Path) -> None:
     (tmp_path / "new").write_text("nameserver 192.0.2.2\nsearch a.example\n")
     (tmp_path / "new").replace(path)
     assert conf.nameservers() == (("192.0.2.2", 53),)
-    for bad in ("", "nameserver elsewhere\n", "search " + "x" * 70 + "\nnameserver 192.0.2.9\n", "\0\xff"):
+    for bad in ("", "nameserver elsewhere\n", "search b.example\nnameserver\n", "\0\xff"):
         path.write_bytes(bad.encode("latin-1"))
         assert conf.nameservers() == (("192.0.2.2", 53),)
         assert conf.search() == ("a.example",)
     path.unlink()
     assert conf.nameservers() == (("192.0.2.2", 53),)
+
+
+@pytest.mark.parametrize(
+    ("line", "search"),
+    [
+        ("nameserver bogus", ("a.example",)),
+        ("nameserver", ("a.example",)),
+        ("nameserver 192.0.2.256", ("a.example",)),
+        ("nameserver fe80::1%eth0", ("a.example",)),
+        ("search b.example bad..name", ("b.example",)),
+        ("search " + "x" * 70, ()),
+        ("domain bad..name", ()),
+        ("search", ()),
+    ],
+)
+def test_a_line_that_cannot_be_used_costs_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: str, search: tuple[str, ...]
+) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text(f"search a.example\nnameserver 192.0.2.1\n{line}\nnameserver 192.0.2.2\n")
+    conf = ResolvConf(path)
+    assert conf.nameservers() == (("192.0.2.1", 53), ("192.0.2.2", 53))
+    assert conf.search() == search
+    (message,) = caplog.messages
+    assert f"3 ('{line[:60]}')" in message
+    assert "hint=" in message
+
+
+def test_lines_that_say_nothing_here_are_no_mistakes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text(
+        "; comment\n#nameserver bogus\noptions ndots:x edns0\nsortlist 130.155.160.0\n\n"
+        "domain first.example\nsearch .\nnameserver 192.0.2.1#behind it\n  nameserver\t192.0.2.2 # x\n"
+        "search last.example. \r\n"
+    )
+    conf = ResolvConf(path)
+    assert conf.nameservers() == (("192.0.2.1", 53), ("192.0.2.2", 53))
+    assert conf.search() == ("last.example",)
+    assert caplog.messages == []
+
+
+def test_more_than_is_read_of_it_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text("nameserver 192.0.2.1\n" + "nameserver x\n" * MAX_BYTES + "nameserver 192.0.2.2\n")
+    assert ResolvConf(path).nameservers() == (("192.0.2.1", 53),)
+    (message,) = caplog.messages
+    assert len(message) < 1000
+
+
+def test_without_a_search_list_the_domain_of_the_machine_is_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text("nameserver 192.0.2.1\n")
+    for name, search in (("Node.Corp.example", ("corp.example",)), ("node", ())):
+        monkeypatch.setattr("socket.gethostname", lambda name=name: name)
+        assert ResolvConf(path).search() == search
 
 
 @pytest.mark.parametrize("zone", ["fe80::1%eth0"])
