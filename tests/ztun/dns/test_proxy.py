@@ -348,10 +348,10 @@ class TestTcp:
         connections.close()
         ours, theirs = socket.socketpair()
         await loop.connect_accepted_socket(connections.accept, ours)
-        reader, writer = await asyncio.open_connection(sock=theirs)
-        assert await reader.read() == b""
         assert connections.open == set()
         assert overloads == []
+        reader, writer = await asyncio.open_connection(sock=theirs)
+        assert await reader.read() == b""
         writer.close()
 
 
