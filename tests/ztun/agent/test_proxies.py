@@ -227,3 +227,32 @@ def test_a_place_that_no_socket_can_have(tmp_path: Path, place: str) -> None:
     assert raised.value.code == "socket_unusable"
     assert "--uds" in str(raised.value)
     assert raised.value.hint
+
+
+@pytest.mark.parametrize("what", ["file", "directory", "link to a file", "link to nowhere"])
+def test_what_is_no_socket_is_not_replaced(tmp_path: Path, what: str) -> None:
+    path, file = tmp_path / "agent.yaml", tmp_path / "file"
+    file.write_text("precious")
+    if what == "file":
+        path.write_text("precious")
+    elif what == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(file if what == "link to a file" else tmp_path / "nowhere")
+    before = path.lstat().st_ino
+    with pytest.raises(ConfigError, match="something else than a socket") as raised:
+        listen(path, socket.SOCK_STREAM, "--control")
+    assert raised.value.code == "socket_unusable"
+    assert f"--control {path}" in str(raised.value)
+    assert raised.value.hint
+    assert path.lstat().st_ino == before
+    assert file.read_text() == "precious"
+    assert {one.name for one in tmp_path.iterdir()} == {"agent.yaml", "file"}
+
+
+def test_a_file_where_the_socket_is_made_is_not_replaced(tmp_path: Path) -> None:
+    draft = tmp_path / ".zds.sock.new"
+    draft.write_text("precious")
+    with pytest.raises(ConfigError, match=f"{draft}: there is something else"):
+        listen(tmp_path / "zds.sock", socket.SOCK_SEQPACKET, "--uds")
+    assert draft.read_text() == "precious"
