@@ -25,7 +25,8 @@ from ztun.resources.documents import (
 )
 from ztun.resources.kubernetes import Namespace
 from ztun.resources.schema import Metadata
-from ztun.sources.files import MAX_DELAY_SECONDS, POLL_SECONDS, SETTLE_SECONDS, Signature
+from ztun.sources.files import Signature
+from ztun.sources.watching import MAX_DELAY_SECONDS, POLL_SECONDS, SETTLE_SECONDS
 
 CONFIRM_SECONDS = 0.2  # a file that is being written may look as if pods were gone
 

@@ -17,7 +17,7 @@ from ztun.agent.enrolments import StateDirectory
 from ztun.agent.places import DEFAULT_CONTROL, DEFAULT_STATE, DEFAULT_UDS, NAMED_NAMESPACES
 from ztun.agent.pod_documents import PodDocuments, changes
 from ztun.proxy.descriptors import raise_descriptor_limit
-from ztun.sources.files import POLL_SECONDS
+from ztun.sources.watching import POLL_SECONDS
 from ztun.telemetry.levels import Levels
 from ztun.telemetry.logging import Logging, get_logger
 from ztun.telemetry.writer import LineWriter

@@ -18,8 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from watchfiles import awatch
-
 from ztun.agent.places import namespace_path
 from ztun.errors import ConfigError
 from ztun.lab.addresses import AddressPlan
@@ -31,9 +29,9 @@ from ztun.lab.reservation import remove_namespaces, run_batch
 from ztun.lab.topology import MeshPlan, PodPlan, plan_mesh
 from ztun.net.namespaces import NetworkNamespace
 from ztun.resources.documents import configuration_files, latest_of_each, parse_documents, read_file
+from ztun.sources.watching import Watch
 
 PODS_TABLE, PODS_PREFERENCE = 200, 200  # before the main table, which is asked at 32766
-LOOK_SECONDS = 5.0  # also without a word from the file system, which cannot tell of everything
 _SYSTEM = Path("/proc/sys")
 
 
@@ -95,14 +93,11 @@ class Pods:
     async def follow(self) -> None:
         """Make the pods fit the documents, again and again, until cancelled."""
         await self.fit()
-        changes = awatch(
-            self._machine.configuration,
-            rust_timeout=int(LOOK_SECONDS * 1000),
-            yield_on_timeout=True,
-            recursive=True,
-        )
-        async for _ in changes:
-            await self.fit()
+        watch = Watch(lambda problem: print(problem, file=sys.stderr, flush=True), recursive=True)
+        while True:
+            async with contextlib.aclosing(watch.notices([self._machine.configuration])) as notices:
+                async for _ in notices:
+                    await self.fit()
 
     async def fit(self) -> None:
         """Remove the pods that are gone, make those that are new. What cannot be read changes nothing."""

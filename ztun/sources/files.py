@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
-from watchfiles import Change, awatch
+from watchfiles import Change
 
 from ztun.errors import ConfigError
 from ztun.mesh.document import Problem
@@ -24,10 +25,7 @@ from ztun.resources.settings import MeshSettings
 from ztun.resources.translation import Accepted, DocumentKey, translate
 from ztun.sources.collection import collection_postponed, let_go
 from ztun.sources.reading import Reading
-
-SETTLE_SECONDS = 0.05  # changes closer together than this are read once; editors write in several steps
-MAX_DELAY_SECONDS = 1.0  # read at the latest after this, however busy the directory is
-POLL_SECONDS = 5.0  # looked at this often even without a notice: not every file system gives one
+from ztun.sources.watching import POLL_SECONDS, Watch
 
 Signature: TypeAlias = Mapping[str, tuple[int, int, int]]
 """(inode, size, modification time in ns) of each file."""
@@ -37,7 +35,8 @@ class FileSource:
     """Reads ``paths`` (files and directories) and follows them.
 
     ``namespace`` is that of objects that name none. Both callbacks are called by :meth:`run`, in its event
-    loop: ``on_problems`` with everything that is wrong after each change, ``on_snapshot`` with the new state.
+    loop: ``on_problems`` with everything that is wrong after each change, or with what keeps it from following,
+    ``on_snapshot`` with the new state.
     """
 
     def __init__(
@@ -55,7 +54,9 @@ class FileSource:
         self._settings = settings if settings is not None else MeshSettings()
         self._on_snapshot = on_snapshot
         self._on_problems = on_problems
-        self._poll_seconds = poll_seconds
+        self._watch = Watch(
+            lambda problem: on_problems([problem]), relevant=self._is_relevant, poll_seconds=poll_seconds
+        )
         self._reading: Reading | None = None
         self._signature: Signature = {}
         self._accepted: Mapping[DocumentKey, Accepted] = MappingProxyType({})
@@ -85,25 +86,18 @@ class FileSource:
         directories = await asyncio.to_thread(self._directories)
         while True:
             watched = directories
-            async for changes in awatch(
-                *watched,
-                watch_filter=self._is_relevant,
-                debounce=round(MAX_DELAY_SECONDS * 1000),
-                step=round(SETTLE_SECONDS * 1000),
-                rust_timeout=round(self._poll_seconds * 1000),
-                yield_on_timeout=True,
-                recursive=False,
-            ):
-                # In a thread, for with many files even looking takes longer than a connection should wait.
-                snapshot = await asyncio.to_thread(self.look, noticed=bool(changes))
-                if snapshot is not None:
-                    self._on_problems(list(snapshot.problems))
-                    self._on_snapshot(snapshot)
-                if self._replaced:
-                    await asyncio.to_thread(let_go, self._replaced)
-                directories = await asyncio.to_thread(self._directories)
-                if directories != watched:
-                    break
+            async with aclosing(self._watch.notices(watched)) as notices:
+                async for noticed in notices:
+                    # In a thread, for with many files even looking takes longer than a connection should wait.
+                    snapshot = await asyncio.to_thread(self.look, noticed=noticed)
+                    if snapshot is not None:
+                        self._on_problems(list(snapshot.problems))
+                        self._on_snapshot(snapshot)
+                    if self._replaced:
+                        await asyncio.to_thread(let_go, self._replaced)
+                    directories = await asyncio.to_thread(self._directories)
+                    if directories != watched:
+                        break
 
     def look(self, *, noticed: bool = True) -> Snapshot | None:
         """Read again: the new state, or None when nothing of what is read has changed.
@@ -165,7 +159,7 @@ class FileSource:
         """
         wanted: set[Path] = set()
         for origin in self._paths:
-            if origin.is_dir():
+            if _answered(origin.is_dir):
                 wanted.add(origin)
                 wanted.update(path.parent for path in _files_below(origin))
             else:
@@ -178,12 +172,12 @@ class FileSource:
         if changed.name.startswith(".."):
             return True  # the links of a mounted ConfigMap are swapped through ``..data``
         known = self._reading.files if self._reading is not None else {}
-        directories = {origin.absolute() for origin in self._paths if origin.is_dir()}
+        directories = {origin.absolute() for origin in self._paths if _answered(origin.is_dir)}
         directories |= {Path(name).absolute().parent for name in known if Path(name) not in self._paths}
         return (
             changed.parent in directories
             or changed in {origin.absolute() for origin in self._paths}
-            or not all(origin.exists() for origin in self._paths)
+            or not all(_answered(origin.exists) for origin in self._paths)
         )
 
 
@@ -195,6 +189,14 @@ def _files_below(directory: Path) -> list[Path]:
 
 
 def _existing_directory(path: Path) -> Path:
-    while not path.is_dir():
+    while not _answered(path.is_dir):
         path = path.parent
     return path
+
+
+def _answered(question: Callable[[], bool]) -> bool:
+    """The answer; no where a directory above may not be searched."""
+    try:
+        return question()
+    except OSError:
+        return False

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+import functools
 import ipaddress
 from pathlib import Path
 
 import pytest
 
 from ztun.errors import ConfigError
-from ztun.lab.machine import read_plan
+from ztun.lab import machine
+from ztun.lab.machine import Machine, Pods, read_plan
+from ztun.sources.watching import Watch
 
 pytestmark = pytest.mark.unit
 
@@ -57,3 +61,25 @@ def test_what_cannot_be_used_is_refused_with_its_place(tmp_path: Path, text: str
     write(tmp_path, "pods.yaml", text)
     with pytest.raises(ConfigError, match=says):
         read_plan(tmp_path, PODS)
+
+
+@pytest.mark.asyncio
+async def test_documents_that_cannot_be_watched_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The directory may come later, and the kernel may have no watch left."""
+    looked = asyncio.Semaphore(0)
+
+    async def fit(pods: Pods) -> None:
+        looked.release()
+
+    monkeypatch.setattr(Pods, "fit", fit)
+    monkeypatch.setattr(machine, "Watch", functools.partial(Watch, poll_seconds=0.01))
+    pods = Pods(Machine("node-a", tmp_path / "later", PODS, tmp_path, tmp_path, tmp_path))
+    following = asyncio.ensure_future(pods.follow())
+    for _ in range(4):
+        await looked.acquire()
+    following.cancel()
+    await asyncio.wait([following])
+    assert following.cancelled()
+    assert capsys.readouterr().err.count("cannot be watched") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from ztun.mesh.authorization import Attempt, authorize
 from ztun.mesh.document import Problem
 from ztun.mesh.model import Workload
 from ztun.mesh.snapshot import Snapshot
+from ztun.sources import watching
 from ztun.sources.files import FileSource
 
 pytestmark = pytest.mark.unit
@@ -326,6 +328,51 @@ class TestRun:
             (tmp_path / "gone").rename(directory)
             healed = await followed.next()
             assert (names(healed), healed.problems) == ("a", ())
+
+    async def test_without_a_watch_changes_are_found_by_looking(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The kernel gives a user 128 instances, and other processes may have taken them all."""
+
+        async def refused(*paths: Path, **options: object) -> AsyncIterator[object]:
+            raise RuntimeError("Too many open files (os error 24)")
+            yield
+
+        with monkeypatch.context() as patched:
+            patched.setattr(watching, "awatch", refused)
+            async with following(tmp_path) as followed:
+                (problem,) = await followed.problems.get()
+                assert "fs.inotify.max_user_instances" in problem.hint
+                (tmp_path / "a.yaml").write_text(service("a"))
+                await followed.until("a")
+                assert await followed.problems.get() == []
+                patched.undo()
+                (tmp_path / "a.yaml").write_text(service("b"))
+                await followed.until("b")
+
+    async def test_a_directory_that_goes_before_it_is_watched(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "sub" / "a.yaml").write_text(service("a"))
+        listed = FileSource._directories
+
+        def and_removed(source: FileSource) -> set[Path]:
+            found = listed(source)
+            shutil.rmtree(tmp_path / "sub", ignore_errors=True)
+            return found
+
+        monkeypatch.setattr(FileSource, "_directories", and_removed)
+        async with following(tmp_path) as followed:
+            await followed.until("")
+            (tmp_path / "b.yaml").write_text(service("b"))
+            await followed.until("b")
+
+    async def test_a_path_that_the_system_refuses_to_look_at(self, tmp_path: Path) -> None:
+        """As a directory that may not be searched, which root can search."""
+        async with following(tmp_path, tmp_path / ("x" * 300)) as followed:
+            (tmp_path / "a.yaml").write_text(service("a"))
+            await followed.until("a")
 
     async def test_unchanged_content_is_no_new_state(self, tmp_path: Path) -> None:
         file = tmp_path / "a.yaml"
