@@ -2,12 +2,14 @@
 
 Only the JSON subset of YAML comes out: mappings with text keys, lists, text, integers, floats, booleans and
 null, as the Kubernetes API server reads it. Refused are duplicate keys, tags, more aliases, nodes or nesting
-than the limits.
+than the limits. A number that no field can have (too many digits, infinite) comes out as the text it was written as,
+so that whoever expects a number says so, with the place.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -22,8 +24,11 @@ MAX_TEXT_BYTES = 64 * 1024 * 1024  # room for a List of 10,000 pods as kubectl p
 MAX_DEPTH = 64  # the deepest Kubernetes object (a JSON schema inside a CRD) stays below 40
 MAX_ALIASES = 256  # people use a few; an expansion attack needs many
 LONG_LIST = 100  # items; a tree of so many objects is freed in a few milliseconds
+MAX_DIGITS = 20  # of a whole number, with its sign: no field of Kubernetes has more than 64 bits
+MAX_BITS = 64  # the same for numbers that are not written in decimal digits
 MAX_NODES = 5_000_000  # what fits into MAX_TEXT_BYTES of ordinary YAML; bounds what aliases can multiply
 
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 _DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)", re.ASCII)
 _PREFIXED = re.compile(r"([-+]?)0([xob]?)([0-9a-fA-F_]+)", re.ASCII)
 _BASES = {"x": 16, "o": 8, "b": 2, "": 8}
@@ -62,7 +67,19 @@ def _parse_json(text: str) -> Any:
             raise json.JSONDecodeError("duplicate key", text, 0)
         return found
 
-    data = json.loads(text, object_pairs_hook=pairs)
+    def constant(name: str) -> None:
+        # In YAML the word is text.
+        raise json.JSONDecodeError(f"{name} is no number of JSON", text, 0)
+
+    data = json.loads(
+        text, object_pairs_hook=pairs, parse_int=_decimal, parse_float=_float, parse_constant=constant
+    )
+    if _HALF_CHARACTER.search(text):
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            # Such text could neither be logged nor compared. The YAML path finds the position.
+            raise json.JSONDecodeError("half of a surrogate pair", text, 0) from None
     if _depth(data) > MAX_DEPTH:
         raise TextError(f"nested more than {MAX_DEPTH} levels deep", 1, 1)
     return data
@@ -272,23 +289,28 @@ def _scalar(node: yaml.ScalarNode) -> Any:
 def _integer(text: str) -> int | str:
     # Base-60 numbers of YAML 1.1 (``12:30``) stay text, as in the parsers of Kubernetes.
     if _DECIMAL.fullmatch(text):
-        digits = text.replace("_", "")
-        return int(digits) if len(digits) <= 20 else text
+        return _decimal(text)
     prefixed = _PREFIXED.fullmatch(text)
     if prefixed is None:
         return text
     try:
-        return int(prefixed[1] + prefixed[3].replace("_", ""), _BASES[prefixed[2]])
+        number = int(prefixed[1] + prefixed[3].replace("_", ""), _BASES[prefixed[2]])
     except ValueError:
         return text
+    return number if number.bit_length() <= MAX_BITS else text
+
+
+def _decimal(text: str) -> int | str:
+    digits = text.replace("_", "")
+    return int(digits) if len(digits) <= MAX_DIGITS else text
 
 
 def _float(text: str) -> float | str:
-    plain = text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")
     try:
-        return float(plain)
+        number = float(text.replace("_", ""))
     except ValueError:
         return text
+    return number if math.isfinite(number) else text
 
 
 @lru_cache(maxsize=8)

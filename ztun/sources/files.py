@@ -24,7 +24,7 @@ from ztun.resources.documents import configuration_files, latest_of_each
 from ztun.resources.settings import MeshSettings
 from ztun.resources.translation import Accepted, DocumentKey, translate
 from ztun.sources.collection import collection_postponed, let_go
-from ztun.sources.reading import Reading
+from ztun.sources.reading import Reading, unexpected
 from ztun.sources.watching import POLL_SECONDS, Watch
 
 Signature: TypeAlias = Mapping[str, tuple[int, int, int]]
@@ -63,14 +63,16 @@ class FileSource:
         self._replaced: list[object] = []
         """What the last look replaced, for ``let_go``: at most one earlier state."""
         self._generation = 0
+        self._fault: Problem | None = None
+        """What the last look failed with, and was reported."""
 
     def load(self) -> Snapshot:
         """Read everything now. What is wrong is in the snapshot's ``problems``.
 
         Raises :class:`ConfigError` ``unreadable`` only when not one file or directory can be read.
         """
-        self._signature = self._look()
-        reading = self._read()
+        signature = self._look()
+        reading = self._read(self._reading)
         if not reading.readable:
             self._reading = None
             raise ConfigError(
@@ -79,7 +81,9 @@ class FileSource:
                 or "no configuration was given",
                 hint="give files or directories with Kubernetes YAML",
             )
-        return self._translate(reading)
+        snapshot = self._translate(reading)
+        self._reading, self._signature = reading, signature
+        return snapshot
 
     async def run(self) -> None:
         """Follow the files until cancelled."""
@@ -89,7 +93,7 @@ class FileSource:
             async with aclosing(self._watch.notices(watched)) as notices:
                 async for noticed in notices:
                     # In a thread, for with many files even looking takes longer than a connection should wait.
-                    snapshot = await asyncio.to_thread(self.look, noticed=noticed)
+                    snapshot = await self._look_safely(noticed)
                     if snapshot is not None:
                         self._on_problems(list(snapshot.problems))
                         self._on_snapshot(snapshot)
@@ -98,6 +102,20 @@ class FileSource:
                     directories = await asyncio.to_thread(self._directories)
                     if directories != watched:
                         break
+
+    async def _look_safely(self, noticed: bool) -> Snapshot | None:
+        """A look that fails changes nothing, is reported, and is repeated until the files can be read."""
+        try:
+            snapshot = await asyncio.to_thread(self.look, noticed=noticed)
+        except Exception as error:
+            problem = unexpected(", ".join(map(str, self._paths)), error)
+            problem = replace(problem, hint=f"{problem.hint}; everything stays as it was")
+            if problem != self._fault:
+                self._fault = problem
+                self._on_problems([problem])
+            return None
+        self._fault = None
+        return snapshot
 
     def look(self, *, noticed: bool = True) -> Snapshot | None:
         """Read again: the new state, or None when nothing of what is read has changed.
@@ -110,17 +128,20 @@ class FileSource:
         doubted = any(file.doubted for file in before.files.values())
         if not noticed and signature == self._signature and not doubted:
             return None
-        self._signature = signature
         with collection_postponed():
-            reading = self._read()
-        return self._translate(reading) if reading.differs(before) else None
+            reading = self._read(before)
+        replaced: list[object] = [before.files, before.chunks]
+        snapshot = None
+        if reading.differs(before):
+            replaced.append(self._accepted)
+            snapshot = self._translate(reading)
+        # Only now: after an exception the next look begins where this one began.
+        self._reading, self._signature, self._replaced = reading, signature, replaced
+        return snapshot
 
-    def _read(self) -> Reading:
-        before = self._reading
-        self._reading = reading = Reading(before, self._namespace)
+    def _read(self, before: Reading | None) -> Reading:
+        reading = Reading(before, self._namespace)
         reading.read(self._paths)
-        if before is not None:
-            self._replaced = [before.files, before.chunks]
         return reading
 
     def _translate(self, reading: Reading) -> Snapshot:
@@ -136,7 +157,6 @@ class FileSource:
                 generation=self._generation,
                 policies_unread=bool(reading.unread),
             )
-        self._replaced.append(self._accepted)
         self._accepted = translation.accepted
         return translation.snapshot
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +64,7 @@ class Reading:
             except OSError as error:
                 kept = {path: file for path, file in self._known.items() if file.origin == origin}
                 self.files |= kept
-                self._not_read(origin, error, known=bool(kept))
+                self._not_read(origin, unreadable(origin, error), known=bool(kept))
                 continue
             self.readable = self.readable or not found
             for path in found:
@@ -86,9 +87,7 @@ class Reading:
         try:
             text = read_file(path)
         except (OSError, ValueError) as error:
-            if earlier is not None:
-                self.files[name] = earlier
-            self._not_read(path, error, known=earlier is not None)
+            self._lost(path, unreadable(path, error), earlier)
             return
         self.readable = True
         if earlier is not None and earlier.documents and not text.strip() and not earlier.doubted:
@@ -96,7 +95,11 @@ class Reading:
             self.files[name] = replace(earlier, doubted=True)
             self.unread |= self._was_unread & {name}
             return
-        documents, wrong = parse_documents(text, file=name, namespace=self._namespace, parse=self._parse)
+        try:
+            documents, wrong = parse_documents(text, file=name, namespace=self._namespace, parse=self._parse)
+        except Exception as error:  # a fault of ours must neither end the proxy nor take what is in force
+            self._lost(path, unexpected(name, error), earlier)
+            return
         if wrong and (self._first or name in self._was_unread) and may_hide_policy(text, wrong):
             self.unread.add(name)
             wrong = [_with(problem, _DENIED) for problem in wrong]
@@ -107,17 +110,29 @@ class Reading:
         self.problems += wrong
         self.files[name] = ReadFile(origin, text, documents)
 
-    def _not_read(self, path: Path, error: OSError | ValueError, *, known: bool) -> None:
+    def _lost(self, path: Path, problem: Problem, earlier: ReadFile | None) -> None:
+        if earlier is not None:
+            self.files[str(path)] = earlier
+        self._not_read(path, problem, known=earlier is not None)
+
+    def _not_read(self, path: Path, problem: Problem, *, known: bool) -> None:
         consequence = "its objects stay in force" if known else "it is left out"
         if str(path) in self._was_unread or (self._first and not known):
             self.unread.add(str(path))
             consequence = _DENIED
-        self.problems.append(_with(unreadable(path, error), consequence))
+        self.problems.append(_with(problem, consequence))
 
     def _parse(self, text: str) -> Any:
         data = self._parsed[text] if text in self._parsed else parse_chunk(text)
         self.chunks[text] = data
         return data
+
+
+def unexpected(where: str, error: Exception) -> Problem:
+    """The problem that stands for an exception that nobody thought of, with the line that raised it."""
+    raised = traceback.extract_tb(error.__traceback__)[-1]
+    message = f"cannot be read, by a fault of ztun: {error!r:.200} at {raised.filename}:{raised.lineno}"
+    return Problem(None, where, "", message, "please report it together with what was changed", "FAULT")
 
 
 def _with(problem: Problem, consequence: str) -> Problem:

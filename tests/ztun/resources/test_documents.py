@@ -88,6 +88,25 @@ class TestForms:
             "t": 1000,
         }
 
+    @pytest.mark.parametrize("digits", ["1" * 21, "-" + "1" * 5000, "1e999", "-1e999"])
+    def test_a_number_that_no_field_can_have_is_text_in_json_and_yaml(self, digits: str) -> None:
+        """Python refuses to read 5,000 digits, and to print as many."""
+        assert parse_chunk(f'{{"a": {digits}}}') == parse_chunk(f"a: {digits}") == {"a": digits}
+
+    @pytest.mark.parametrize("number", ["0x" + "f" * 5000, "0b" + "1" * 65, ".inf", "-.INF", ".nan", "NaN"])
+    def test_numbers_that_only_yaml_has(self, number: str) -> None:
+        assert parse_chunk(f"a: {number}") == parse_chunk(f'{{"a": {number}}}') == {"a": number}
+
+    def test_the_largest_numbers(self) -> None:
+        text = "{0}, {0}, 0x{0:x}, -{1}".format(2**64 - 1, 2**63)
+        assert parse_chunk(f"[{text}]") == [2**64 - 1, 2**64 - 1, 2**64 - 1, -(2**63)]
+
+    def test_characters_in_two_halves(self) -> None:
+        assert parse_chunk('{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}
+        with pytest.raises(TextError) as raised:
+            parse_chunk('{"a": "\\ud83d"}')
+        assert (raised.value.line, raised.value.column) == (1, 10)
+
     def test_anchors_and_merge_keys(self) -> None:
         assert parse_chunk("a: &x {p: 1, q: 2}\nb: {<<: *x, q: 3}\n")["b"] == {"p": 1, "q": 3}
 
@@ -317,3 +336,28 @@ def test_arbitrary_text_gives_documents_or_problems(text: str) -> None:
         assert document.name
     for problem in problems:
         assert str(problem).startswith("f:")
+
+
+numbers = st.builds(
+    "{}{}".format,
+    st.sampled_from(["", "-", "+", ".", "0x", "0b", "0o", "1e", "1.", "!!int ", "!!float ", "!!timestamp "]),
+    st.builds(
+        str.__mul__, st.sampled_from(["1", "0", "f", "1_", "1:", "9-"]), st.sampled_from([1, 20, 400, 5000])
+    ),
+)
+escapes = st.lists(
+    st.sampled_from(["\\ud800", "\\udc00", "\\u0000", "\\uD83D\\uDE00", "\\\\", "x", "\\x41"]), max_size=4
+).map(lambda parts: f'"{"".join(parts)}"')
+
+
+@given(
+    st.sampled_from(["a: {}", "[{}]", '{{"a": {}}}', '{{{}: "a"}}', "&a [{}, *a]", "<<: {}", "- - {}\n- a"]),
+    numbers | escapes,
+)
+def test_no_scalar_makes_reading_fail_or_whoever_prints_it(form: str, scalar: str) -> None:
+    try:
+        data = parse_chunk(form.format(scalar))
+    except TextError as error:
+        assert error.line
+        return
+    json.dumps(data, ensure_ascii=False, allow_nan=False).encode()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from certs.spiffe import SpiffeId
 from ztun.errors import ConfigError
@@ -17,7 +20,7 @@ from ztun.mesh.authorization import Attempt, authorize
 from ztun.mesh.document import Problem
 from ztun.mesh.model import Workload
 from ztun.mesh.snapshot import Snapshot
-from ztun.sources import watching
+from ztun.sources import files, reading, watching
 from ztun.sources.files import FileSource
 
 pytestmark = pytest.mark.unit
@@ -198,6 +201,35 @@ class TestWhatCannotBeReadFromTheStart:
         assert healed is not None
         assert not denies_everything(healed)
 
+    def test_a_fault_of_the_reader_is_a_file_that_cannot_be_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "a.yaml").write_text(service("a"))
+        (tmp_path / "b.yaml").write_text(service("b"))
+        healthy = reading.parse_documents
+
+        def broken(text: str, *, file: str, **options: Any) -> Any:
+            if file.endswith("b.yaml"):
+                raise ValueError("Exceeds the limit (4300 digits)")
+            return healthy(text, file=file, **options)
+
+        monkeypatch.setattr(reading, "parse_documents", broken)
+        source = FileSource([tmp_path])
+        closed = source.load()
+        assert names(closed) == "a"
+        assert denies_everything(closed), "nobody knows what is in it"
+        assert "4300 digits" in str(closed.problems[0])
+        monkeypatch.undo()
+        healed = source.look()
+        assert healed is not None
+        assert names(healed) == "a b"
+        assert not denies_everything(healed)
+        monkeypatch.setattr(reading, "parse_documents", broken)
+        (tmp_path / "b.yaml").write_text(service("c"))
+        kept = source.look()
+        assert kept is not None
+        assert names(kept) == "a b"
+
     def test_what_breaks_later_or_comes_broken_is_not_denied_for(self, tmp_path: Path) -> None:
         """The last good state is in force, so nothing is open that was closed."""
         path = tmp_path / "a.yaml"
@@ -211,6 +243,16 @@ class TestWhatCannotBeReadFromTheStart:
         assert broken is not None
         assert broken.policies == first.policies
         assert not denies_everything(broken)
+
+
+def test_a_number_of_5000_digits_is_left_where_it_stands(tmp_path: Path) -> None:
+    """It ended the proxy, and every one that was started after it."""
+    (tmp_path / "a.json").write_text(json.dumps(yaml.safe_load(service("a"))).replace("80", "1" * 5000))
+    (tmp_path / "b.yaml").write_text(service("b"))
+    snapshot = FileSource([tmp_path]).load()
+    assert names(snapshot) == "b"
+    (problem,) = snapshot.problems
+    assert "spec.ports[0].port: should be a whole number" in str(problem)
 
 
 @pytest.mark.asyncio
@@ -367,6 +409,30 @@ class TestRun:
             await followed.until("")
             (tmp_path / "b.yaml").write_text(service("b"))
             await followed.until("b")
+
+    async def test_a_look_that_fails_changes_nothing_is_said_once_and_repeated(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody thought of it, so nobody knows what; a proxy with open connections must not end for it."""
+        (tmp_path / "a.yaml").write_text(service("a"))
+        failed = asyncio.Semaphore(0)
+
+        def broken(*_: object, **__: object) -> None:
+            failed.release()
+            raise KeyError("forgotten")
+
+        async with following(tmp_path) as followed:
+            with monkeypatch.context() as patched:
+                patched.setattr(files, "translate", broken)
+                (tmp_path / "a.yaml").write_text(service("b"))
+                for _ in range(3):
+                    await failed.acquire()
+            await followed.until("b")
+            (problem,) = await followed.problems.get()
+            assert (problem.code, problem.object) == ("FAULT", str(tmp_path))
+            assert "KeyError('forgotten') at " in problem.message
+            assert "everything stays as it was" in problem.hint
+            assert await followed.problems.get() == [], "those of the state that could be read"
 
     async def test_a_path_that_the_system_refuses_to_look_at(self, tmp_path: Path) -> None:
         """As a directory that may not be searched, which root can search."""
