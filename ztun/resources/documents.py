@@ -6,7 +6,9 @@ directories. What cannot be read becomes a :class:`Problem`; everything else is 
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -189,9 +191,13 @@ def configuration_files(path: Path) -> list[Path]:
     return found
 
 
-def read_file(path: Path) -> str:
-    """The text of a configuration file; raises ``OSError``, or ``ValueError`` when too large or not UTF-8."""
-    with path.open("rb") as file:
+def read_file(path: Path, *, pipe: bool = False) -> str:
+    """The text of a configuration file.
+
+    Raises ``OSError``, or ``ValueError`` when too large, not UTF-8 or not a file: a pipe is waited for until somebody
+    writes, so it is read only for who named it (``pipe``).
+    """
+    with open(path, "rb", opener=None if pipe else _open_regular) as file:
         content = file.read(MAX_TEXT_BYTES + 1)
     if len(content) > MAX_TEXT_BYTES:
         raise ValueError(f"larger than {MAX_TEXT_BYTES // (1024 * 1024)} MiB")
@@ -201,10 +207,25 @@ def read_file(path: Path) -> str:
         raise ValueError(f"not UTF-8 text (byte {error.start})") from error
 
 
+def _open_regular(path: str, flags: int) -> int:
+    """Opened before it is looked at: what has been looked at may be replaced."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        raise ValueError(
+            "a pipe, which nobody may write to: give a file" if stat.S_ISFIFO(kind) else "no regular file"
+        )
+    return descriptor
+
+
 def read_documents(
     paths: Iterable[str | Path], *, namespace: str = "default"
 ) -> tuple[list[Document], list[Problem]]:
-    """All objects of files and directories, in that order. Of two with the same key the later one counts."""
+    """All objects of files and directories, in that order. Of two with the same key the later one counts.
+
+    A path may be a pipe, as shells make them of ``<(command)``.
+    """
     documents: list[Document] = []
     problems: list[Problem] = []
     for path in paths:
@@ -215,7 +236,7 @@ def read_documents(
             continue
         for file in files:
             try:
-                text = read_file(file)
+                text = read_file(file, pipe=file == Path(path))
             except (OSError, ValueError) as error:
                 problems.append(unreadable(file, error))
                 continue

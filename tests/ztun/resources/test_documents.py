@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -274,6 +275,25 @@ class TestFiles:
             ("FILE", str(tmp_path / "missing")),
             ("FILE", str(tmp_path / "latin.yaml")),
         ]
+
+    def test_a_pipe_in_a_directory_is_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "x.yaml")
+        (tmp_path / "good.yaml").write_text(pod("a"))
+        (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+        documents, problems = read_documents([tmp_path])
+        assert [document.name for document in documents] == ["a"]
+        assert [str(problem) for problem in problems] == [
+            f"{tmp_path / 'x.yaml'}: cannot be read: a pipe, which nobody may write to: give a file",
+            f"{tmp_path / 'zero.yaml'}: cannot be read: no regular file",
+        ]
+
+    def test_a_pipe_that_was_named_is_read(self) -> None:
+        reader, writer = os.pipe()
+        os.write(writer, pod("a").encode())
+        os.close(writer)
+        documents, problems = read_documents([f"/dev/fd/{reader}"])
+        os.close(reader)
+        assert ([document.name for document in documents], problems) == (["a"], [])
 
     def test_the_later_of_two_counts(self, tmp_path: Path) -> None:
         (tmp_path / "1.yaml").write_text(pod("a", "spec: {nodeName: x}\n") + "---\n" + pod("b"))
