@@ -137,6 +137,9 @@ def _document(
     api_version, kind, metadata = data.get("apiVersion"), data.get("kind"), data.get("metadata")
     if not isinstance(api_version, str) or not api_version:
         return wrong(("apiVersion",), "required, as text", "for example v1 or networking.istio.io/v1")
+    if "." in api_version and "/" not in api_version:
+        # Not a kind that is passed over: it may be a policy.
+        return wrong(("apiVersion",), "a group without a version", f"for example {api_version}/v1")
     if not isinstance(kind, str) or not kind:
         return wrong(("kind",), "required, as text", "for example Service")
     label = kind

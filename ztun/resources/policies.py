@@ -62,12 +62,6 @@ def compile_policy(
         severity = "info" if spec.action == "AUDIT" else "warning"
         return None, [_note(document, ("spec", "action"), message, hint, severity)]
     problems: list[Problem] = []
-    targets: list[tuple[str, str, str]] = []
-    for target in spec.targets:
-        if target.namespace not in (None, "", document.namespace):
-            message = f"{target.kind} {target.namespace}/{target.name} is in another namespace"
-            return None, [document.problem(("spec",), message, hint="attach it in its own namespace")]
-        targets.append((target.group, target.kind, target.name))
     action = PolicyAction.DENY if spec.action == "DENY" else PolicyAction.ALLOW
     rules: list[Rule] = []
     for index, rule in enumerate(spec.rules):
@@ -83,9 +77,30 @@ def compile_policy(
         scope=_scope(document, bool(selector_of(policy)), settings),
         action=action,
         rules=tuple(rules),
-        dry_run=policy.metadata.annotation(DRY_RUN).lower() == "true",
-        target_refs=tuple(targets),
+        dry_run=_is_dry_run(policy.metadata.annotation(DRY_RUN)),
+        target_refs=tuple((target.group, target.kind, target.name) for target in spec.targets),
     ), problems
+
+
+def foreign_targets(document: Document, policy: AuthorizationPolicy) -> list[Problem]:
+    """Why a policy is not valid in the namespace it stands in: it can be attached in its own only."""
+    return [
+        document.problem(
+            ("spec", "targetRef") if policy.spec.target_ref is not None else ("spec", "targetRefs", index),
+            f"{target.kind} {target.namespace}/{target.name} is in another namespace",
+            hint="attach it in its own namespace",
+        )
+        for index, target in enumerate(policy.spec.targets)
+        if _is_foreign(target, document)
+    ]
+
+
+def _is_foreign(target: PolicyTarget, document: Document) -> bool:
+    return target.namespace not in (None, "", document.namespace)
+
+
+def _is_dry_run(annotation: object) -> bool:
+    return str(annotation).lower() == "true"
 
 
 def selector_of(policy: AuthorizationPolicy) -> Mapping[str, str]:
@@ -227,29 +242,38 @@ def _ports(values: Sequence[int | str]) -> tuple[int, ...]:
     return tuple(check_port(value) for value in values)
 
 
-def closed_policy(document: Document, settings: MeshSettings) -> tuple[Authorization, Mapping[str, str], str]:
+def closed_policy(
+    document: Document, settings: MeshSettings
+) -> tuple[Authorization | None, Mapping[str, str], str]:
     """What stands in for a policy that is not valid and has no earlier valid version.
 
     An ALLOW policy becomes one that allows nothing, any other one that denies everything, for as much of its
-    scope as can still be read: a selector or target that cannot be read widens it to the namespace. Returns
-    the policy, the labels it selects by, and what it does in words.
+    scope as can still be read: a selector or target that cannot be read widens it to the namespace. AUDIT denies
+    nothing, whatever else is in it, and what is to be tried out is only tried out. Returns the policy, the labels it
+    selects by, and what it does in words.
     """
     raw = document.data.get("spec")
     spec: dict[str, Any] = raw if isinstance(raw, dict) else {}
-    action = PolicyAction.ALLOW if spec.get("action", "ALLOW") == "ALLOW" else PolicyAction.DENY
-    targets = _readable_targets(spec)
+    given = spec.get("action", "ALLOW")
+    if given == "AUDIT":
+        return None, {}, "has no effect"
+    action = PolicyAction.ALLOW if given == "ALLOW" else PolicyAction.DENY
+    targets = _readable_targets(document, spec)
     labels = {} if targets else readable_labels(spec)
     effect = "allows nothing" if action is PolicyAction.ALLOW else "denies everything"
+    annotations = document.data["metadata"].get("annotations")
     policy = Authorization(
         name=document.name,
         namespace=document.namespace,
         scope=_scope(document, bool(labels), settings),
         action=action,
         rules=() if action is PolicyAction.ALLOW else MATCH_ALL,
+        dry_run=isinstance(annotations, dict) and _is_dry_run(annotations.get(DRY_RUN)),
         target_refs=targets,
     )
     where = "what it is attached to" if targets else "the workloads it selects" if labels else "its namespace"
-    return policy, labels, f"{effect} for {where}"
+    tried = ", as a dry run" if policy.dry_run else ""
+    return policy, labels, f"{effect} for {where}{tried}"
 
 
 def unread_policies(settings: MeshSettings) -> list[Authorization]:
@@ -268,14 +292,20 @@ def unread_policies(settings: MeshSettings) -> list[Authorization]:
     return [everywhere, replace(everywhere, name=f"{UNREAD_NAME}-waypoints", target_refs=(waypoints,))]
 
 
-def _readable_targets(spec: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+def _readable_targets(document: Document, spec: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """What a policy is attached to if all of it can be read, else nothing."""
+    single, several = spec.get("targetRef"), spec.get("targetRefs", [])
     found: list[tuple[str, str, str]] = []
-    references = spec.get("targetRefs", [])
-    for raw in [spec.get("targetRef"), *(references if isinstance(references, list) else [])]:
+    for raw in [
+        *([single] if single is not None else []),
+        *(several if isinstance(several, list) else [None]),
+    ]:
         try:
             target = PolicyTarget.model_validate(raw)
         except pydantic.ValidationError:
-            continue
+            return ()
+        if _is_foreign(target, document):
+            return ()
         found.append((target.group, target.kind, target.name))
     return tuple(found)
 

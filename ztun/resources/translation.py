@@ -7,12 +7,13 @@ there was one. Otherwise it is left out, except for policies, which then deny (s
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
-from ztun.mesh.document import Document, Problem
+from ztun.mesh.document import Document, Problem, Severity
 from ztun.mesh.model import (
     HBONE_PORT,
     Authorization,
@@ -24,11 +25,17 @@ from ztun.mesh.model import (
 from ztun.mesh.snapshot import Snapshot, build_snapshot
 from ztun.resources import kubernetes
 from ztun.resources.auto_allocation import Unaddressed, allocate
-from ztun.resources.documents import validate
+from ztun.resources.documents import POLICY_KINDS, validate
 from ztun.resources.drafts import DraftIndex, WorkloadDraft
 from ztun.resources.entries import ServiceEntry, WorkloadEntry
 from ztun.resources.peer_authentication import attach_peer_authentication, closed_authentication
-from ztun.resources.policies import closed_policy, compile_policy, selector_of, unread_policies
+from ztun.resources.policies import (
+    closed_policy,
+    compile_policy,
+    foreign_targets,
+    selector_of,
+    unread_policies,
+)
 from ztun.resources.schema import Metadata, Object
 from ztun.resources.security import AuthorizationPolicy, PeerAuthentication
 from ztun.resources.service_entries import attach_entry, entry_services, recorded_addresses
@@ -84,6 +91,9 @@ SILENT_KINDS: frozenset[Kind] = frozenset(
 )
 """Belong to the configuration but say nothing about the mesh that other documents do not."""
 SECURITY_GROUP = "security.istio.io"
+HTTP_KINDS = frozenset({"RequestAuthentication"})
+"""Of the group of policies, and nothing that can be decided on connections."""
+NEARLY = 0.85  # as difflib counts: one letter less or two exchanged, but not policy.linkerd.io, which has policies too
 _KINDS_BY_SPELLING = {
     (group, kind.casefold()): kind for group, kind in (*MODELS, *ROUTING_KINDS, *SILENT_KINDS)
 }
@@ -125,6 +135,7 @@ class _Reading:
 
     def read(self, documents: Iterable[Document]) -> None:
         unknown: set[Kind] = set()
+        """Reported once for all objects of a kind."""
         for document in documents:
             kind = (document.group, document.kind)
             if kind in ROUTING_KINDS:
@@ -132,8 +143,10 @@ class _Reading:
             if kind in MODELS:
                 self._validate(kind, document)
             elif kind not in ROUTING_KINDS and kind not in SILENT_KINDS and kind not in unknown:
-                unknown.add(kind)
-                self.problems.append(_unknown_kind(document))
+                problem = _unknown_kind(document)
+                self.problems.append(problem)
+                if problem.severity != "error":
+                    unknown.add(kind)
 
     def _validate(self, kind: Kind, document: Document) -> None:
         earlier = self.last_accepted.get(document.key)
@@ -141,7 +154,9 @@ class _Reading:
             self._accept(kind, Accepted(document, earlier.model))
             return
         model, problems = validate(MODELS[kind], document)
-        if model is not None:
+        if isinstance(model, AuthorizationPolicy):
+            problems = foreign_targets(document, model)
+        if model is not None and not problems:
             self._accept(kind, Accepted(document, model))
             return
         consequence = "the object is left out"
@@ -165,18 +180,31 @@ class _Reading:
 
 
 def _unknown_kind(document: Document) -> Problem:
+    """A kind that means nothing here. Where a policy was meant it is an error: what it denies is not denied."""
     meant = _KINDS_BY_SPELLING.get((document.group, document.kind.casefold()))
-    noticed = document.group == SECURITY_GROUP or meant is not None
-    hint = "check the spelling of kind and apiVersion" if noticed else ""
-    if meant is not None:
-        hint = f"write {meant}"
+    hint = f"write {meant}" if meant is not None else ""
+    severity: Severity = "warning" if meant is not None else "info"
+    if document.group == SECURITY_GROUP and document.kind in HTTP_KINDS:
+        hint, severity = "use a proxy that reads HTTP", "warning"
+    elif _means_policy(document):
+        alike = difflib.get_close_matches(document.kind, POLICY_KINDS, n=1) or POLICY_KINDS
+        hint = f"nothing of it is enforced; did you mean {' or '.join(alike)} of {SECURITY_GROUP}/v1?"
+        severity = "error"
     return document.problem(
         ("kind",),
         f"objects of {document.api_version} {document.kind} are not used",
         hint=hint,
         code="KIND",
-        severity="warning" if noticed else "info",
+        severity=severity,
     )
+
+
+def _means_policy(document: Document) -> bool:
+    """Whether it is of the group of policies, or of a kind of policy in a group that is nearly called so."""
+    if document.group == SECURITY_GROUP:
+        return True
+    groups = difflib.get_close_matches(document.group, [SECURITY_GROUP], cutoff=NEARLY)
+    return document.kind in POLICY_KINDS and bool(groups)
 
 
 def translate(
@@ -323,5 +351,6 @@ def _policies(reading: _Reading, drafts: DraftIndex) -> list[Authorization]:
             enforce(compiled, selector_of(model))
     for document in reading.closed:
         closed, labels, _ = closed_policy(document, settings)
-        enforce(closed, labels)
+        if closed is not None:
+            enforce(closed, labels)
     return policies + attach_peer_authentication(reading.of(PeerAuthentication), drafts, settings)

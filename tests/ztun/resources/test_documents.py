@@ -195,6 +195,7 @@ class TestComplaints:
             ("just text", "mesh.yaml:1:1: a Kubernetes object is expected"),
             ("a: 1", "mesh.yaml:1:1 apiVersion: required"),
             ("apiVersion: v1", "mesh.yaml:1:1 kind: required"),
+            ("apiVersion: security.istio.io\nkind: X", "mesh.yaml:1:1 apiVersion: a group without a version"),
             ("apiVersion: v1\nkind: Pod", "mesh.yaml:1:1 Pod metadata: required"),
             ("apiVersion: v1\nkind: Pod\nmetadata: {}", "mesh.yaml:3:1 Pod metadata.name: required"),
             (pod("'a b'"), "mesh.yaml:4:3 Pod metadata.name: required"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from ztun.mesh.model import Authorization, PolicyAction, PolicyScope
 from ztun.mesh.snapshot import Snapshot
 from ztun.resources.documents import parse_documents
 from ztun.resources.settings import MeshSettings
-from ztun.resources.translation import translate
+from ztun.resources.translation import Accepted, DocumentKey, translate
 
 pytestmark = pytest.mark.unit
 
@@ -30,7 +31,7 @@ CLIENT = SpiffeId("cluster.local", "ns", "client")
 OTHER = SpiffeId("cluster.local", "foo", "other")
 
 
-def policy(spec: Any, *, name: str = "p", namespace: str = "ns", **annotations: str) -> dict[str, Any]:
+def policy(spec: Any, *, name: str = "p", namespace: str = "ns", **annotations: Any) -> dict[str, Any]:
     return {
         "apiVersion": "security.istio.io/v1",
         "kind": "AuthorizationPolicy",
@@ -39,10 +40,15 @@ def policy(spec: Any, *, name: str = "p", namespace: str = "ns", **annotations: 
     }
 
 
-def load(*objects: dict[str, Any]) -> Snapshot:
-    documents, problems = parse_documents(yaml.safe_dump_all([POD, *objects]), file="mesh.yaml")
-    assert problems == []
-    return translate(documents, settings=MeshSettings()).snapshot
+def load(*objects: dict[str, Any], after: Sequence[dict[str, Any]] = ()) -> Snapshot:
+    """The state that objects describe, in a proxy that had ``after`` before."""
+    accepted: Mapping[DocumentKey, Accepted] = {}
+    for described in (after, objects):
+        documents, problems = parse_documents(yaml.safe_dump_all([POD, *described]), file="mesh.yaml")
+        assert problems == []
+        translation = translate(documents, settings=MeshSettings(), last_accepted=accepted)
+        accepted = translation.accepted
+    return translation.snapshot
 
 
 def allowed(
@@ -340,15 +346,73 @@ class TestInvalidPolicies:
         (closed,) = state.policies_targeting("ns", "", "Service", "echo")
         assert authorize([closed], Attempt("10.0.0.9", CLIENT, "10.0.0.1", 80)).allowed is False
 
-    def test_a_target_in_another_namespace_is_an_error(self) -> None:
-        state = load(
-            policy({"targetRef": {"kind": "Service", "name": "x", "namespace": "foo"}, "action": "DENY"})
+    @pytest.mark.parametrize("several", [False, True])
+    def test_a_target_in_another_namespace_does_not_open_what_was_closed(self, several: bool) -> None:
+        """Nobody attaches it there, so nobody would enforce it."""
+        target = {"kind": "Service", "name": "x", "namespace": "foo"}
+        targets = (
+            {"targetRefs": [{"kind": "Service", "name": "y"}, target]} if several else {"targetRef": target}
         )
-        assert "another namespace" in str(state.problems[0])
+        valid = policy({"action": "DENY", "rules": [from_(namespaces=["ns"])]})
+        invalid = policy({"action": "DENY", "rules": [from_(namespaces=["ns"])], **targets})
+        closed = load(invalid)
+        (problem,) = closed.problems
+        assert (problem.path, problem.severity) == (f"spec.targetRef{'s[1]' if several else ''}", "error")
+        assert "another namespace" in problem.message
+        assert "denies everything for its namespace" in problem.hint
+        assert (allowed(closed, CLIENT), allowed(closed, OTHER)) == (False, False)
+        kept = load(invalid, after=[valid])
+        assert (allowed(kept, CLIENT), allowed(kept, OTHER)) == (False, True)
 
-    def test_a_misspelt_kind_is_a_warning(self) -> None:
-        state = load(policy({}) | {"kind": "AuthorisationPolicy"})
-        assert [(one.code, one.severity) for one in state.problems] == [("KIND", "warning")]
+    @pytest.mark.parametrize("action", ["ALLOW", "DENY"])
+    @pytest.mark.parametrize("annotation", ["true", "True", True])
+    def test_a_slip_in_what_is_only_tried_out_denies_nothing(self, action: str, annotation: Any) -> None:
+        slip = policy({"action": action, "rules": [{"x": 1}]}, **{"istio.io/dry-run": annotation})
+        state = load(slip)
+        assert state.policies["ns/p"].dry_run
+        assert allowed(state)
+        assert "as a dry run" in state.problems[0].hint
+
+    @pytest.mark.parametrize("annotation", ["false", "", None, ["true"]])
+    def test_what_is_not_clearly_tried_out_is_enforced(self, annotation: Any) -> None:
+        assert not allowed(load(policy({"rules": [{"x": 1}]}, **{"istio.io/dry-run": annotation})))
+
+    def test_audit_denies_nothing_even_if_it_is_not_valid(self) -> None:
+        state = load(policy({"action": "AUDIT", "rules": [{"x": 1}]}))
+        assert allowed(state)
+        assert "until it is corrected it has no effect" in state.problems[0].hint
+
+    @pytest.mark.parametrize(
+        ("kind", "group", "hint"),
+        [
+            ("AuthorisationPolicy", "security.istio.io", "did you mean AuthorizationPolicy of"),
+            ("peerauthentication", "security.istio.io", "did you mean PeerAuthentication of"),
+            ("Policy", "security.istio.io", "did you mean AuthorizationPolicy or PeerAuthentication of"),
+            (
+                "AuthorizationPolicy",
+                "securty.istio.io",
+                "did you mean AuthorizationPolicy of security.istio.io/v1",
+            ),
+        ],
+    )
+    def test_what_is_not_enforced_for_its_spelling_is_an_error(
+        self, kind: str, group: str, hint: str
+    ) -> None:
+        changed = {"kind": kind, "apiVersion": f"{group}/v1"}
+        state = load(policy({}) | changed, policy({}, name="q") | changed)
+        assert [(one.code, one.severity) for one in state.problems] == [("KIND", "error")] * 2, "of each"
+        assert hint in state.problems[0].hint
+
+    @pytest.mark.parametrize(
+        ("kind", "group", "severity"),
+        [
+            ("RequestAuthentication", "security.istio.io", "warning"),
+            ("AuthorizationPolicy", "policy.linkerd.io", "info"),
+        ],
+    )
+    def test_what_others_enforce_is_no_error(self, kind: str, group: str, severity: str) -> None:
+        state = load(policy({}) | {"kind": kind, "apiVersion": f"{group}/v1"})
+        assert [(one.code, one.severity) for one in state.problems] == [("KIND", severity)]
 
 
 junk = st.recursive(

@@ -86,10 +86,10 @@ def test_unknown_kinds_are_reported_once_and_known_ones_not() -> None:
 
 
 def test_a_kind_in_another_spelling_is_a_warning_that_says_how_to_write_it() -> None:
-    state = load(make("pod", "a"), make("Authorizationpolicy", "a", api="security.istio.io/v1")).snapshot
+    state = load(make("pod", "a"), make("serviceentry", "a", api="networking.istio.io/v1")).snapshot
     assert [(one.severity, one.hint) for one in state.problems] == [
         ("warning", "write Pod"),
-        ("warning", "write AuthorizationPolicy"),
+        ("warning", "write ServiceEntry"),
     ]
 
 

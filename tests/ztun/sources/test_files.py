@@ -149,6 +149,7 @@ class TestWhatCannotBeReadFromTheStart:
             (service("a") + "---\n" + BROKEN_POLICY, True),
             (service("a") + "---\n" + policy("'80'").replace("name: p", "nmae: p"), True),
             (service("a") + "---\nkind: PeerAuthentication\n\tx: 1\n", True),
+            (service("a") + "---\n" + policy("'80'").replace("istio.io/v1", "istio.io"), True),
             (service("a") + "---\n{{ if .Values.a }}\n", False),
             (service("a") + "---\nx: [\n---\n" + policy("'80'"), False),
             (service("a") + "---\n- just\n- a list\n", False),
