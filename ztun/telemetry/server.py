@@ -35,7 +35,7 @@ READ_SECONDS = 2.0  # for a whole request; ztunnel's header timeout
 WRITE_SECONDS = 10.0  # without the reader taking a byte
 KEEP_ALIVE_SECONDS = 60  # longer than the usual scrape interval
 MAX_HEAD_BYTES = 8 * 1024  # ztunnel's buffer
-MAX_CONNECTIONS = 64  # per server: probes, a few scrapers, a few people
+MAX_CONNECTIONS = 64  # per server: probes, a few scrapers, a few people; one more, and the quietest one goes
 BACKLOG = 64
 START_SECONDS = 10.0
 GRACE_SECONDS = 1  # for responses under way at the end
@@ -142,19 +142,31 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 with deadlines for a request and for a reader that does not read, and a cap on connections."""
+    """HTTP/1.1 with deadlines for a request and for a reader that does not read, and a cap on connections.
 
+    The one that has been quiet for longest makes room: refused, a probe would fail for who keeps connections open.
+    """
+
+    _heard_at = 0.0
+    """When it last connected, sent something or took a response, in seconds of the loop's clock."""
     _read_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._heard_at = self.loop.time()
+        self._read_timer = self.loop.call_later(READ_SECONDS, transport.abort)
         if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
-        else:
-            self._read_timer = self.loop.call_later(READ_SECONDS, transport.abort)
+            self._make_room()
+
+    def _make_room(self) -> None:
+        others = (one for one in self.connections if isinstance(one, _Protocol) and one is not self)
+        staying = [one for one in others if not one.transport.is_closing()]
+        if len(staying) >= MAX_CONNECTIONS:
+            min(staying, key=lambda one: one._heard_at).transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        self._heard_at = self.loop.time()
         super().data_received(data)
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._read_timer = _cancelled(self._read_timer)
@@ -167,6 +179,7 @@ class _Protocol(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._heard_at = self.loop.time()
         self._write_timer = _cancelled(self._write_timer)
 
     def connection_lost(self, exc: Exception | None) -> None:

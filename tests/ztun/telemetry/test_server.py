@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import socket
@@ -23,7 +24,7 @@ from ztun.telemetry.labels import TrafficLabels
 from ztun.telemetry.levels import DEBUG, Levels
 from ztun.telemetry.metrics import Metrics
 from ztun.telemetry.readiness import Readiness
-from ztun.telemetry.server import MAX_HEAD_BYTES, Address, TelemetryServers
+from ztun.telemetry.server import MAX_CONNECTIONS, MAX_HEAD_BYTES, Address, TelemetryServers
 
 pytestmark = pytest.mark.net
 
@@ -237,6 +238,44 @@ def ended(connection: socket.socket) -> bool:
         return connection.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+@pytest.mark.parametrize("server", ["readiness", "metrics"])
+@pytest.mark.parametrize("asking", [True, False], ids=["after a request", "silent"])
+def test_connections_that_are_kept_open_make_room_for_a_probe(
+    proxy: Proxy, server: str, asking: bool
+) -> None:
+    path = {"readiness": "/healthz/ready", "metrics": "/metrics"}[server]
+    with contextlib.ExitStack() as held:
+        kept = [held.enter_context(closing(proxy.connect(server))) for _ in range(MAX_CONNECTIONS)]
+        for one in kept if asking else ():
+            ask(one)
+        if asking:
+            ask(kept[0])  # so the second is the one that has been quiet for longest
+        assert httpx.get(proxy.url(server, path)).status_code in (200, 500)
+        assert ended(kept[1 if asking else 0])
+        if asking:
+            ask(kept[0])
+            ask(kept[-1])
+
+
+def ask(connection: socket.socket) -> None:
+    """A request of which the connection is kept open."""
+    connection.sendall(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"Not Found"):
+        received = connection.recv(4096)
+        assert received, "closed"
+        answer += received
+
+
+def test_readers_that_do_not_read_make_room_for_one_that_does(proxy: Proxy) -> None:
+    proxy.settings["large"] = "x" * 4_000_000  # more than the sockets hold
+    with contextlib.ExitStack() as held:
+        for _ in range(MAX_CONNECTIONS):
+            stalled = held.enter_context(closing(proxy.connect("admin")))
+            stalled.sendall(b"GET /config_dump HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert httpx.get(proxy.url("admin", "/debug/tasks")).text == "1 tasks\n"
 
 
 def test_a_head_that_is_too_large_is_refused(proxy: Proxy) -> None:
