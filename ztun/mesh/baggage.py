@@ -9,36 +9,39 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ztun.mesh.address import is_hostname
-from ztun.mesh.model import Workload, WorkloadType, join_host_port
+from ztun.mesh.model import Locality, Workload, WorkloadType, join_host_port
 
 MAX_BAGGAGE_BYTES = 8192  # W3C Baggage section 3.3.2: the total a platform must propagate
+MAX_VALUE_BYTES = 253  # the longest name of Kubernetes
 
-_VALUE = re.compile(r"[\x20-\x7e]+", re.ASCII)
+_VALUE = re.compile(rf"[\x20-\x7e]{{1,{MAX_VALUE_BYTES}}}", re.ASCII)
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}", re.ASCII)
 _TYPES = {f"k8s.{kind.value}.name": kind for kind in WorkloadType}
 
 
 @dataclass(frozen=True, slots=True)
 class Baggage:
-    """The source workload in its own words; empty strings are unknown."""
+    """A workload in its own words; empty strings are unknown. Who it is says its certificate, so that is not here."""
 
     cluster_id: str = ""
     namespace: str = ""
     workload_name: str = ""
     workload_type: WorkloadType = WorkloadType.POD
-    service_name: str = ""
-    revision: str = ""
-    region: str = ""
-    zone: str = ""
+    canonical_name: str = ""
+    canonical_revision: str = ""
+    locality: Locality = field(default_factory=Locality)
+
+
+NOTHING = Baggage()
 
 
 def encode_baggage(workload: Workload) -> str:
     """The header value for a source workload, in ztunnel's order; absent values are omitted.
 
-    A value that could not be read back (outside printable ASCII, or with a separator in it) is left out.
+    A value that could not be read back (outside printable ASCII, too long, or with a separator in it) is left out.
     """
     entries = (
         ("k8s.cluster.name", workload.cluster_id),
@@ -63,7 +66,7 @@ def parse_baggage(lines: Iterable[str]) -> Baggage:
     for line in lines:
         budget -= len(line)
         if budget < 0:
-            return Baggage()
+            return NOTHING
         for entry in line.split(","):
             key, _, value = entry.strip().partition("=")
             if _is_plain(value):
@@ -74,10 +77,9 @@ def parse_baggage(lines: Iterable[str]) -> Baggage:
         namespace=values.get("k8s.namespace.name", ""),
         workload_name=values.get(kind, ""),
         workload_type=_TYPES.get(kind, WorkloadType.POD),
-        service_name=values.get("service.name", ""),
-        revision=values.get("service.version", ""),
-        region=values.get("cloud.region", ""),
-        zone=values.get("cloud.availability_zone", ""),
+        canonical_name=values.get("service.name", ""),
+        canonical_revision=values.get("service.version", ""),
+        locality=Locality(values.get("cloud.region", ""), values.get("cloud.availability_zone", "")),
     )
 
 

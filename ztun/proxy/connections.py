@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from ztun.errors import PolicyDenied, RelayError, ZtunError
 from ztun.hbone.wire import ErrorCode
 from ztun.mesh.authorization import Attempt, authorize
+from ztun.mesh.model import Workload
 from ztun.telemetry.access_log import ConnectionReport
 from ztun.telemetry.config_dump import ConnectionEntry
 from ztun.telemetry.labels import TrafficLabels
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from certs.bundle import TrustBundle
     from certs.peer import PeerIdentity
     from ztun.config import ConnectionTimeouts
-    from ztun.mesh.model import Authorization, Service, Workload
+    from ztun.mesh.model import Authorization, Service
     from ztun.mesh.snapshot import Snapshot
     from ztun.net.relay import Relay
     from ztun.proxy.site import Site
@@ -298,21 +299,20 @@ class Connections:
         connection.published_up, connection.published_down = up, down
 
     def _series(self, labels: TrafficLabels) -> TrafficSeries:
+        if not isinstance(labels.source, Workload) or labels.destination is None:
+            return self._metrics.traffic(labels)
         key = (
             labels.reporter,
-            _uid(labels.source),
-            _uid(labels.destination),
+            labels.source.uid,
+            labels.destination.uid,
             _key(labels.service),
             labels.source_principal,
             labels.destination_principal,
             labels.mutual_tls,
         )
-        found = (
-            self._cached.get(key) if labels.source is not None and labels.destination is not None else None
-        )
+        found = self._cached.get(key)
         if found is None:
-            found = self._metrics.traffic(labels)
-            self._cached[key] = found
+            found = self._cached[key] = self._metrics.traffic(labels)
         return found
 
     def _report(self, connection: LiveConnection, error: ZtunError | None) -> ConnectionReport:
@@ -334,10 +334,6 @@ class Connections:
             duration_seconds=self._clock() - connection.started,
             error=error,
         )
-
-
-def _uid(workload: Workload | None) -> str:
-    return workload.uid if workload is not None else ""
 
 
 def _key(service: Service | None) -> object:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ztun.errors import PolicyDenied
 from ztun.mesh.authorization import Attempt, authorize
-from ztun.mesh.baggage import parse_forwarded_host
+from ztun.mesh.baggage import NOTHING, parse_baggage, parse_forwarded_host
 from ztun.mesh.inbound import decide_inbound
 from ztun.mesh.model import join_host_port
 from ztun.net.proxy_protocol import proxy_v2_header
@@ -17,6 +17,7 @@ from ztun.telemetry.labels import TrafficLabels
 
 if TYPE_CHECKING:
     from ztun.hbone.connect import ConnectRequest
+    from ztun.mesh.baggage import Baggage
     from ztun.mesh.inbound import InboundTarget
     from ztun.mesh.model import Workload
     from ztun.mesh.snapshot import Snapshot
@@ -79,11 +80,14 @@ class Inbound(TunnelServer):
         assert tunnel.peer is not None
         plane = self._plane
         identity = tunnel.peer.identity
-        source = None
+        source: Workload | Baggage | None = None
         if request.forwarded_network in (None, plane.settings.network):
             source = plane.snapshot.workload_by_address(plane.settings.network, tunnel.source[0])
             if source is not None and source.identity != identity:
                 source = None  # the address has moved; the certificate is what counts
+        if source is None and request.baggage and plane.settings.response_baggage:
+            claimed = parse_baggage(request.baggage)
+            source = claimed if claimed != NOTHING else None
         return LiveConnection(
             direction="inbound",
             local=local,

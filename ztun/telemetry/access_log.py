@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 
 from certs.spiffe import SpiffeId
 from ztun.errors import ZtunError
+from ztun.mesh.baggage import Baggage
 from ztun.mesh.model import Workload
 from ztun.telemetry.levels import DEBUG, ERROR, INFO, WARN, Levels, level_name
 from ztun.telemetry.lines import Bare, LogFormat, format_line, quote, text_value, timestamp
@@ -41,7 +42,7 @@ class ConnectionReport:
     direction: Literal["inbound", "outbound"]
     hbone_addr: str = ""
     service: str = ""
-    source: Workload | None = None
+    source: Workload | Baggage | None = None
     destination: Workload | None = None
     source_identity: SpiffeId | None = None
     destination_identity: SpiffeId | None = None
@@ -79,9 +80,12 @@ class _Record:
         return format_line(self.style, self.when, level_name(self.level), SCOPE, self.message, present)
 
 
-def _who(prefix: str, workload: Workload | None, identity: SpiffeId | None) -> Iterator[tuple[str, object]]:
+def _who(
+    prefix: str, workload: Workload | Baggage | None, identity: SpiffeId | None
+) -> Iterator[tuple[str, object]]:
     if workload is not None:
-        yield f"{prefix}.workload", workload.name or workload.canonical_name
+        name = workload.name if isinstance(workload, Workload) else ""
+        yield f"{prefix}.workload", name or workload.canonical_name
         yield f"{prefix}.namespace", workload.namespace
     elif identity is not None:
         yield f"{prefix}.namespace", identity.namespace
@@ -190,9 +194,10 @@ class AccessLog:
             f' bytes_recv={report.bytes_recv} duration="{int(report.duration_seconds * 1000)}ms"'
         )
 
-    def _who_text(self, prefix: str, workload: Workload | None, identity: SpiffeId | None) -> str:
+    def _who_text(self, prefix: str, workload: Workload | Baggage | None, identity: SpiffeId | None) -> str:
         """The fields of one end, each with a space in front; the same objects have the same text."""
-        key = (prefix, workload.uid if workload is not None else "")
+        known = workload if isinstance(workload, Workload) else None
+        key = (prefix, known.uid if known is not None else "")
         kept = self._who.get(key)
         if kept is not None and kept[0] is workload and kept[1] is identity:
             return kept[2]
@@ -203,10 +208,10 @@ class AccessLog:
                 if value not in ("", None)
             ]
         )
-        if workload is not None:
+        if known is not None:
             if len(self._who) >= _MAX_WHO:
                 self._who.clear()
-            self._who[key] = (workload, identity, text)
+            self._who[key] = (known, identity, text)
         return text
 
     def failed(self, report: ConnectionReport) -> None:

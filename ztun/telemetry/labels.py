@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, TypeAlias
 
 from certs.spiffe import SpiffeId
+from ztun.mesh.baggage import Baggage
 from ztun.mesh.model import Service, Workload
 
 UNKNOWN = "unknown"
@@ -49,12 +50,13 @@ LabelValues: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
 class TrafficLabels(NamedTuple):
     """Who talks to whom, seen by which side.
 
+    ``source`` is what a tunnel's peer says of itself where the mesh does not know its address.
     ``source_principal`` is set from the TLS identity only (or our own identity on the source side of mTLS);
     ``destination_principal`` is the identity of the destination workload.
     """
 
     reporter: Literal["source", "destination", "waypoint"]
-    source: Workload | None = None
+    source: Workload | Baggage | None = None
     destination: Workload | None = None
     service: Service | None = None
     source_principal: SpiffeId | None = None
@@ -87,7 +89,7 @@ class TrafficLabels(NamedTuple):
         return (*_locality(self.source), *_locality(self.destination))
 
 
-def workload_values(workload: Workload | None, principal: SpiffeId | None) -> tuple[str, ...]:
+def workload_values(workload: Workload | Baggage | None, principal: SpiffeId | None) -> tuple[str, ...]:
     """The values of the eight labels about one workload, ``SOURCE_NAMES`` if it is the source."""
     name = UNKNOWN if principal is None else str(principal)
     if workload is None:
@@ -112,7 +114,7 @@ def _service(service: Service | None) -> tuple[str, str, str]:
     return (service.hostname or UNKNOWN, service.namespace or UNKNOWN, service.name or UNKNOWN)
 
 
-def _locality(workload: Workload | None) -> tuple[str, str]:
+def _locality(workload: Workload | Baggage | None) -> tuple[str, str]:
     if workload is None:
         return (UNKNOWN, UNKNOWN)
     return (workload.locality.region or UNKNOWN, workload.locality.zone or UNKNOWN)

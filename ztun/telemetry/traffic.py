@@ -3,16 +3,19 @@ reads.
 
 Reading an integer while another thread adds to it gives the value before or after; that is all a scrape
 needs, so neither side takes a lock. A label set whose connections have all ended is forgotten after a while,
-and the number of label sets is capped; the rest is counted under labels that are ``unknown``.
+and the number of label sets is capped; the rest is counted under labels that are ``unknown``. Of sources that are
+known by their own words only, which a peer may change with each connection, a tenth of them is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from ztun.mesh.baggage import Baggage
 from ztun.telemetry.labels import NAMES_AFTER_FLAGS, NAMES_BEFORE_FLAGS, LabelValues, TrafficLabels
 
 MAX_SERIES = 10_000  # about 2 KB each, text included: 20 MB at most
+CLAIMED_SHARE = 10  # one in so many
 IDLE_SECONDS = 900.0  # outlives the 5 minutes Prometheus looks back and the usual rate() windows
 PIECE_SERIES = 100  # well under a millisecond to write
 NO_FLAG = "-"
@@ -89,6 +92,8 @@ class TrafficTable:
         self._clock = clock
         self._max_series = max_series
         self._series: dict[LabelValues, TrafficSeries] = {}
+        self._claimed: set[LabelValues] = set()
+        """Those of them whose source is known by its own words only."""
         self._swept = clock()
 
     def __len__(self) -> int:
@@ -101,12 +106,21 @@ class TrafficTable:
         if found is not None:
             found.last_used = self._clock()
             return found
-        if len(self._series) >= self._max_series:
+        claimed = isinstance(labels.source, Baggage)
+        if self._is_full(claimed):
             self.sweep()
-        if len(self._series) >= self._max_series:
+        if self._is_full(claimed):
             self.overflowed += 1
-            values = labels.anonymous()
+            anybody = labels._replace(source=None)
+            values = labels.anonymous() if self._is_full(claimed=False) else anybody.values()
+        elif claimed:
+            self._claimed.add(values)
         return self._series.setdefault(values, TrafficSeries(values, self._clock))
+
+    def _is_full(self, claimed: bool) -> bool:
+        """Whether there is no room for another label set, whose source may be known by its own words only."""
+        many = len(self._claimed) >= self._max_series // CLAIMED_SHARE
+        return len(self._series) >= self._max_series or (claimed and many)
 
     def sweep(self) -> int:
         """Forget label sets without connections that were idle too long; returns how many.
@@ -122,6 +136,7 @@ class TrafficTable:
         ]
         for key in idle:
             del self._series[key]
+            self._claimed.discard(key)
         return len(idle)
 
     def exposition(self) -> Iterator[str]:

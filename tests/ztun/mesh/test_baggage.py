@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from ztun.mesh.baggage import (
     MAX_BAGGAGE_BYTES,
+    MAX_VALUE_BYTES,
+    NOTHING,
     Baggage,
     encode_baggage,
     encode_forwarded,
@@ -52,7 +54,7 @@ def test_values_that_could_not_be_read_back_are_left_out() -> None:
 
 def test_full_baggage_round_trips() -> None:
     assert parse_baggage([encode_baggage(WORKLOAD)]) == Baggage(
-        "Kubernetes", "ns", "client", WorkloadType.DEPLOYMENT, "client-app", "v1", "r", "z"
+        "Kubernetes", "ns", "client", WorkloadType.DEPLOYMENT, "client-app", "v1", Locality("r", "z")
     )
 
 
@@ -66,7 +68,14 @@ def test_no_header_is_empty_baggage() -> None:
 
 
 def test_too_much_baggage_is_no_baggage() -> None:
-    assert parse_baggage(["k8s.cluster.name=c", "x" * MAX_BAGGAGE_BYTES]) == Baggage()
+    assert parse_baggage(["k8s.cluster.name=c", "x" * MAX_BAGGAGE_BYTES]) == NOTHING
+
+
+def test_a_value_that_no_name_has_is_absent() -> None:
+    longest = "x" * MAX_VALUE_BYTES
+    assert parse_baggage([f"service.name={longest},service.version={longest}x"]) == Baggage(
+        canonical_name=longest
+    )
 
 
 @given(st.lists(st.text(max_size=100), max_size=5))
@@ -83,7 +92,7 @@ def test_what_is_written_is_read_or_left_out(cluster: str, name: str, revision: 
     found = parse_baggage([header])
     assert found.cluster_id in ("", cluster)
     assert found.workload_name in ("", name)
-    assert found.revision in ("", revision)
+    assert found.canonical_revision in ("", revision)
 
 
 @pytest.mark.parametrize(

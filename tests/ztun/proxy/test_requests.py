@@ -16,7 +16,7 @@ from tests.ztun.proxy.journal import code
 from tests.ztun.proxy.mesh import APP_PORT, Pair, until
 from tests.ztun.proxy.rogue import H2Client, client_context
 from ztun.hbone.settings import TunnelSettings
-from ztun.mesh.baggage import encode_baggage, parse_baggage
+from ztun.mesh.baggage import Baggage, encode_baggage, parse_baggage
 from ztun.mesh.model import ApplicationTunnel, AppTunnelProtocol, ServicePort
 from ztun.net.proxy_protocol import SIGNATURE
 
@@ -190,7 +190,9 @@ async def test_claims_of_the_peer_change_nothing(peer: Peer) -> None:
 async def test_address_of_another_pod_does_not_give_its_name(
     served: Pair, wires: Wires, tmp_path: Path
 ) -> None:
-    """The certificate says ``client``, the address is the one of ``victim``: it is counted as nobody."""
+    """The certificate says ``client``, the address is the one of ``victim``: it is counted as nobody, or as who it says
+    it is. Its identity is in its certificate, whatever it says.
+    """
     victim = served.pod("victim", "near")
     await wires.application(served.server_ip, APP_PORT)
     await served.start("far")
@@ -199,6 +201,36 @@ async def test_address_of_another_pod_does_not_give_its_name(
     await client.answer(client.connect(f"{served.server_ip}:{APP_PORT}"))
     report = served.far.journal.opens[0]
     assert (report.source, str(report.source_identity)) == (None, str(served.client.identity))
+    words = ("baggage", "k8s.cluster.name=remote,k8s.namespace.name=shop"), ("baggage", "service.name=cart")
+    await client.answer(client.connect(f"{served.server_ip}:{APP_PORT}", *words))
+    report = served.far.journal.opens[1]
+    assert report.source == Baggage("remote", "shop", canonical_name="cart")
+    assert str(report.source_identity) == str(served.client.identity)
+    assert served.far.sample(
+        "istio_tcp_connections_opened_total",
+        source_cluster="remote",
+        source_workload_namespace="shop",
+        source_app="cart",
+        source_workload="unknown",
+        source_principal=str(served.client.identity),
+    )
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("network", "trusting", "named"), [("other", True, "cart"), (None, True, "client"), ("other", False, "")]
+)
+async def test_source_in_another_network_is_who_it_says_it_is(
+    served: Pair, wires: Wires, tmp_path: Path, network: str | None, trusting: bool, named: str
+) -> None:
+    """Its address may be that of a pod here."""
+    peer = await start(served, wires, tmp_path, response_baggage=trusting)
+    headers = [("baggage", "service.name=cart")]
+    if network is not None:
+        headers.append(("x-forwarded-network", network))
+    await peer.ask(f"{served.server_ip}:{APP_PORT}", *headers)
+    source = served.far.journal.opens[0].source
+    assert (source.canonical_name if source is not None else "") == named
 
 
 @pytest.mark.asyncio

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ztun.errors import PolicyDenied
+from ztun.mesh.baggage import Baggage
 from ztun.mesh.model import Workload
 from ztun.telemetry.access_log import AccessLog, AccessLogMode, ConnectionReport, complete_fields
 from ztun.telemetry.levels import Levels
@@ -56,6 +57,18 @@ def outbound() -> ConnectionReport:
         bytes_recv=22,
         duration_seconds=0.1239,
     )
+
+
+def test_a_source_in_its_own_words() -> None:
+    log = Log()
+    report = outbound()
+    for name in ("cart", "", 'a"b\\'):
+        report.source = Baggage("far", "shop", "cart-v1", canonical_name=name)
+        log.log.complete(report)
+    lines = log.lines()
+    identity = 'src.identity="spiffe://cluster.local/ns/default/sa/client"'
+    for line, name in zip(lines, ['src.workload="cart" ', "", 'src.workload="a\\"b\\\\" '], strict=True):
+        assert f'src.addr=10.0.0.1:40000 {name}src.namespace="shop" {identity} src.cluster="far" dst' in line
 
 
 FIELDS = (

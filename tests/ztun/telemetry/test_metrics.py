@@ -11,11 +11,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from certs.spiffe import SpiffeId
 from ztun.errors import ConnectError
+from ztun.mesh.baggage import Baggage
 from ztun.mesh.model import Locality, Service, Workload
 from ztun.telemetry.families import MAX_LABEL_SETS, Counter
 from ztun.telemetry.labels import TrafficLabels
 from ztun.telemetry.metrics import Metrics
-from ztun.telemetry.traffic import IDLE_SECONDS, PIECE_SERIES, TrafficTable
+from ztun.telemetry.traffic import CLAIMED_SHARE, IDLE_SECONDS, PIECE_SERIES, TrafficTable
 
 pytestmark = pytest.mark.unit
 
@@ -185,6 +186,31 @@ def test_label_sets_are_capped_and_the_rest_is_counted_under_unknown() -> None:
         == 3
     )
     assert value(metrics, "ztun_metric_series_overflow_total") == 3
+
+
+def test_what_peers_say_of_themselves_takes_no_room_from_what_the_mesh_knows() -> None:
+    """One that says something else each time would have every pod counted as unknown."""
+    clock = Clock()
+    metrics = Metrics(clock=clock)
+    metrics.table = TrafficTable(clock, max_series=3 * CLAIMED_SHARE)
+    for number in range(100):
+        words = Baggage(namespace="far", canonical_name=f"client-{number}")
+        metrics.traffic(LABELS._replace(source=words)).opened += 1
+    assert len(metrics.table) == 4
+    name = "istio_tcp_connections_opened_total"
+    assert value(metrics, name, source_workload_namespace="far") == 3
+    assert value(metrics, name, source_app="client-0", source_principal=str(CLIENT.identity)) == 1
+    assert value(metrics, name, source_app="unknown", destination_workload="echo") == 97
+    assert value(metrics, "ztun_metric_series_overflow_total") == 97
+    metrics.traffic(LABELS).opened += 1
+    assert value(metrics, name, source_workload="client") == 1
+    for series in list(metrics.table._series.values()):
+        for _ in range(series.live):
+            series.closed()
+    clock.now += IDLE_SECONDS
+    words = Baggage(cluster_id="far", locality=Locality("eu", "eu-b"))
+    metrics.traffic(LABELS._replace(source=words)).opened += 1
+    assert value(metrics, name, source_cluster="far", source_region="eu", source_zone="eu-b") == 1
 
 
 def test_a_family_in_many_pieces_is_one_family() -> None:
