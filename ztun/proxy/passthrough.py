@@ -15,6 +15,7 @@ from ztun.proxy.application import ApplicationDial
 from ztun.proxy.connections import LiveConnection
 from ztun.proxy.outbound import wait_for_workload
 from ztun.telemetry.labels import TrafficLabels
+from ztun.telemetry.logging import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,7 @@ class Passthrough:
         self._plane = plane
         self._site = site or plane.home
         self._find = find or self._of_this_node
+        self._log = get_logger("proxy::inbound")
 
     async def serve(self, client: AppSocket, source: tuple[str, int], destination: tuple[str, int]) -> None:
         """Carry one connection to its original ``destination`` (ip, port), if policy allows it."""
@@ -94,6 +96,8 @@ class Passthrough:
     def _authorize(self, local: Workload, connection: LiveConnection) -> None:
         assert connection.attempt is not None
         verdict = authorize(self._plane.snapshot.policies_for(local), connection.attempt)
+        for policy in verdict.dry_run:
+            self._log.info("dry-run policy matched", policy=policy, peer=connection.source_addr)
         if not verdict.allowed:
             raise PolicyDenied(
                 "policy_rejection",

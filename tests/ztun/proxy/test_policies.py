@@ -313,6 +313,25 @@ async def test_plaintext_has_no_identity(pair: Pair, wires: Wires) -> None:
 
 
 @pytest.mark.asyncio
+async def test_dry_run_is_reported_for_plaintext_too(
+    pair: Pair, wires: Wires, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who tries STRICT out wants to know whom it would shut out."""
+    caplog.set_level(logging.INFO)
+    application = await wires.application(pair.server_ip, APP_PORT)
+    anybody = StringMatch(StringMatchKind.PRESENCE)
+    pair.policies["strict"] = policy(
+        "strict", PolicyAction.DENY, Match(not_principals=(anybody,)), dry_run=True
+    )
+    await pair.start()
+    await wires.dial(await pair.plaintext(pair.far, pair.server_ip, APP_PORT))
+    stranger = (await application.accept()).peer
+    (line,) = [line for line in caplog.messages if "dry-run" in line]
+    assert "policy=default/strict" in line
+    assert f"peer={stranger[0]}:" in line
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("port", [15001, 15006, 15008, 15080])
 async def test_plaintext_to_a_port_of_the_proxy_is_refused(pair: Pair, wires: Wires, port: int) -> None:
     await pair.start()
