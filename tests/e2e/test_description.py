@@ -76,6 +76,17 @@ def test_the_place_of_the_canary_is_free_and_on_its_node(services: dict[str, dic
     assert (pod["spec"]["nodeName"], pod["status"]["podIP"]) == (node, ip)
 
 
+def test_a_captured_client_is_not_started_again_alone(services: dict[str, dict[str, Any]]) -> None:
+    """Its sidecar would stay behind in the old namespace, and it would connect from one that is not captured."""
+    captured = {
+        service["network_mode"].removeprefix("service:")
+        for service in services.values()
+        if service.get("environment", {}).get("ZTUN_CAPTURE")
+    }
+    assert captured == {name_in("sidecar", name) for _, name in CLIENTS}
+    assert {services[name]["restart"] for name in captured} == {"no"}
+
+
 def test_nothing_is_privileged_and_nothing_can_be_written(services: dict[str, dict[str, Any]]) -> None:
     for name, service in services.items():
         assert "privileged" not in service, name
