@@ -54,8 +54,8 @@ def parse_chunk(text: str) -> Any:
     if text.lstrip()[:1] in ("{", "["):
         try:
             return _parse_json(text)
-        except (json.JSONDecodeError, RecursionError):
-            pass  # flow-style YAML begins like JSON
+        except (ValueError, RecursionError):
+            pass  # flow-style YAML begins like JSON; and Python reads no number of more than 4,300 digits
     return _Builder(text).build(_compose(text), 0)
 
 
@@ -71,9 +71,8 @@ def _parse_json(text: str) -> Any:
         # In YAML the word is text.
         raise json.JSONDecodeError(f"{name} is no number of JSON", text, 0)
 
-    data = json.loads(
-        text, object_pairs_hook=pairs, parse_int=_decimal, parse_float=_float, parse_constant=constant
-    )
+    # Not parse_int: a call for each number is half of the time of a list of pods.
+    data = json.loads(text, object_pairs_hook=pairs, parse_float=_float, parse_constant=constant)
     if _HALF_CHARACTER.search(text):
         try:
             json.dumps(data, ensure_ascii=False).encode()
@@ -289,7 +288,8 @@ def _scalar(node: yaml.ScalarNode) -> Any:
 def _integer(text: str) -> int | str:
     # Base-60 numbers of YAML 1.1 (``12:30``) stay text, as in the parsers of Kubernetes.
     if _DECIMAL.fullmatch(text):
-        return _decimal(text)
+        digits = text.replace("_", "")
+        return int(digits) if len(digits) <= MAX_DIGITS else text
     prefixed = _PREFIXED.fullmatch(text)
     if prefixed is None:
         return text
@@ -298,11 +298,6 @@ def _integer(text: str) -> int | str:
     except ValueError:
         return text
     return number if number.bit_length() <= MAX_BITS else text
-
-
-def _decimal(text: str) -> int | str:
-    digits = text.replace("_", "")
-    return int(digits) if len(digits) <= MAX_DIGITS else text
 
 
 def _float(text: str) -> float | str:

@@ -89,7 +89,7 @@ class TestForms:
             "t": 1000,
         }
 
-    @pytest.mark.parametrize("digits", ["1" * 21, "-" + "1" * 5000, "1e999", "-1e999"])
+    @pytest.mark.parametrize("digits", ["1" * 5000, "-" + "1" * 5000, "1e999", "-1e999"])
     def test_a_number_that_no_field_can_have_is_text_in_json_and_yaml(self, digits: str) -> None:
         """Python refuses to read 5,000 digits, and to print as many."""
         assert parse_chunk(f'{{"a": {digits}}}') == parse_chunk(f"a: {digits}") == {"a": digits}
