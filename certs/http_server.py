@@ -2,8 +2,8 @@
 
 uvicorn counts a connection that says nothing like one that is being answered, lets it wait for ever, and gives a TLS
 handshake a minute that it does not count at all. Here every connection has a place from the moment it is accepted.
-When all are taken, the one that has asked nothing for the longest time loses its place to the newcomer: so who wants
-to keep others out must come faster than they can ask.
+When all are taken, the one that has asked nothing, or read nothing of its answer, for the longest time loses its place
+to the newcomer: so who wants to keep others out must come faster than they can ask.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _log = structlog.get_logger("certs.server")
 
 
 class Places:
-    """The places of a server: who is being answered keeps one, who asks nothing may lose it."""
+    """The places of a server: who is being answered keeps one, who asks or reads nothing may lose it."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -94,21 +94,24 @@ class BoundedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Take a part of a request."""
         super().data_received(data)
-        self._note()
+        if not self._note() and self._read_timer is None:
+            self._await_request()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, if it is not there yet."""
+        """Wait for the next request, if it is not there yet; uvicorn's keep-alive bounds that."""
         super().on_response_complete()
         self._note()
 
     def pause_writing(self) -> None:
-        """Give a reader that is behind its time."""
+        """Give a reader that is behind its time, and its place to others."""
         super().pause_writing()
+        self.places.wait(self, self.transport.abort)
         self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         """The reader has caught up."""
         super().resume_writing()
+        self._note()
         self._write_timer = _cancelled(self._write_timer)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -118,14 +121,14 @@ class BoundedProtocol(H11Protocol):
         self.places.leave(self)
         super().connection_lost(exc)
 
-    def _note(self) -> None:
-        """Keep apart whether it is being answered; a next request may have been sent together with the last one."""
+    def _note(self) -> bool:
+        """Whether it is being answered; a next request may have been sent together with the last one."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._read_timer = _cancelled(self._read_timer)
             self.places.answer(self)
-        elif self._read_timer is None:
-            self.places.wait(self, self.transport.abort)
-            self._await_request()
+            return True
+        self.places.wait(self, self.transport.abort)
+        return False
 
     def _await_request(self) -> None:
         self._read_timer = self.loop.call_later(self.read_seconds, self.transport.abort)
@@ -134,8 +137,8 @@ class BoundedProtocol(H11Protocol):
 class BoundedServer(uvicorn.Server):
     """Serves the :class:`BoundedProtocol` that ``config.http`` names, over TLS if ``config`` says so; no WebSockets.
 
-    ``read_seconds`` is for a handshake, and again until a request is there to be answered; ``write_seconds`` for a
-    reader that takes no byte.
+    ``read_seconds`` is for a handshake, and again until a request that began is there to be answered; ``write_seconds``
+    for a reader that takes no byte. Between two requests the keep-alive of ``config`` counts.
     """
 
     def __init__(
@@ -183,9 +186,8 @@ class BoundedServer(uvicorn.Server):
                 continue
             failing = False
             self._admit(accepted)
-            await asyncio.sleep(
-                0
-            )  # while more wait to be accepted, sock_accept alone gives nobody else a turn
+            # while more wait to be accepted, sock_accept alone gives nobody else a turn
+            await asyncio.sleep(0)
 
     def _admit(self, accepted: socket.socket) -> None:
         kind: Any = self.config.http_protocol_class

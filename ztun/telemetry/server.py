@@ -15,11 +15,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
 
-import h11
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from certs.http_server import BoundedProtocol, BoundedServer
 from ztun.errors import ConfigError
 from ztun.mesh.model import join_host_port
 from ztun.telemetry.admin import admin_app, metrics_app, readiness_app
@@ -129,11 +128,13 @@ class TelemetryServers:
                 group.create_task(server.serve([listener]))
 
 
-class _Server(uvicorn.Server):
+class _Server(BoundedServer):
     """A server that tells when it serves."""
 
     def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
+        super().__init__(
+            config, connections=MAX_CONNECTIONS, read_seconds=READ_SECONDS, write_seconds=WRITE_SECONDS
+        )
         self._on_started = on_started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -141,63 +142,11 @@ class _Server(uvicorn.Server):
         self._on_started()
 
 
-class _Protocol(H11Protocol):
-    """HTTP/1.1 with deadlines for a request and for a reader that does not read, and a cap on connections.
-
-    The one that has been quiet for longest makes room: refused, a probe would fail for who keeps connections open.
-    """
-
-    _heard_at = 0.0
-    """When it last connected, sent something or took a response, in seconds of the loop's clock."""
-    _read_timer: asyncio.TimerHandle | None = None
-    _write_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._heard_at = self.loop.time()
-        self._read_timer = self.loop.call_later(READ_SECONDS, transport.abort)
-        if len(self.connections) > MAX_CONNECTIONS:
-            self._make_room()
-
-    def _make_room(self) -> None:
-        others = (one for one in self.connections if isinstance(one, _Protocol) and one is not self)
-        staying = [one for one in others if not one.transport.is_closing()]
-        if len(staying) >= MAX_CONNECTIONS:
-            min(staying, key=lambda one: one._heard_at).transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        self._heard_at = self.loop.time()
-        super().data_received(data)
-        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-            self._read_timer = _cancelled(self._read_timer)
-        elif self._read_timer is None:
-            self._read_timer = self.loop.call_later(READ_SECONDS, self.transport.abort)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._heard_at = self.loop.time()
-        self._write_timer = _cancelled(self._write_timer)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._read_timer = _cancelled(self._read_timer)
-        self._write_timer = _cancelled(self._write_timer)
-        super().connection_lost(exc)
-
-
-def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
-    if timer is not None:
-        timer.cancel()
-    return None
-
-
 def _config(app: Starlette) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_Protocol,
+        http=BoundedProtocol,
+        backlog=BACKLOG,
         ws="none",
         lifespan="off",
         log_config=None,
