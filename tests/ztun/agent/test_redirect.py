@@ -294,11 +294,14 @@ def test_what_arrives_from_behind_a_virtual_interface_is_outbound(world: World, 
     guest_ip, gateway = {4: ("10.78.0.2", "10.78.0.1"), 6: ("fd78::2", "fd78::1")}[family]
     length = {4: 24, 6: 64}[family]
     guest = Pod(Namespace(f"{world.pod.name}-guest", guest_ip), 0)
-    run("ip", "netns", "add", guest.name)
-    try:
+    with ExitStack() as undo:
+        run("ip", "netns", "add", guest.name)
+        undo.callback(run, "ip", "netns", "del", guest.name)
         world.pod.run(
             "ip", "link", "add", "tap0", "type", "veth", "peer", "name", "eth0", "netns", guest.name
         )
+        # with its namespace alone the kernel would remove it some time later
+        undo.callback(world.pod.run, "ip", "link", "del", "tap0")
         for one, device, ip in ((world.pod, "tap0", gateway), (guest, "eth0", guest_ip)):
             one.run("ip", "address", "add", f"{ip}/{length}", "dev", device, "nodad")
             one.run("ip", "link", "set", device, "up")
@@ -309,8 +312,6 @@ def test_what_arrives_from_behind_a_virtual_interface_is_outbound(world: World, 
             assert (arrival.place, arrival.original, arrival.peer[0]) == ("outbound", target, guest_ip)
             inbound = tcp(world, world.outside, world.pod.address(family), APP_PORT)
             assert inbound.place == "inbound"
-    finally:
-        run("ip", "netns", "del", guest.name)
 
 
 @families
