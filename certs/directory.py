@@ -151,6 +151,8 @@ class CaDirectory:
         """The CAs whose keys are here: the one that signs, those that signed before, the root above an intermediate."""
         yield current
         for directory in sorted((self.path / PREVIOUS).glob("*/")):
+            if not (directory / KEY).exists():
+                continue  # taken away on purpose: it is to sign nothing more
             certificate = parse_certificates(read_file(directory / CERTIFICATE), name=str(directory))[0]
             key = read_key(directory / KEY)
             yield CertificateAuthority(certificate, key, current.roots, (), current.crls)

@@ -57,6 +57,16 @@ class Places:
         self._waiting[who] = end
         return True
 
+    def renew(self, who: object) -> None:
+        """It still reads: others have waited longer."""
+        if who in self._waiting:
+            self._waiting.move_to_end(who)
+
+    def end(self, idle: Callable[[Any], bool]) -> None:
+        """End those that wait and are idle."""
+        for who in [one for one in self._waiting if idle(one)]:
+            self._waiting.pop(who)()
+
     def answer(self, who: object) -> None:
         """It has asked: its place is safe."""
         if self._waiting.pop(who, None) is not None:
@@ -106,7 +116,18 @@ class BoundedProtocol(H11Protocol):
         """Give a reader that is behind its time, and its place to others."""
         super().pause_writing()
         self.places.wait(self, self.transport.abort)
-        self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+        self._await_progress()
+
+    def _await_progress(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(self.write_seconds, self._look_for_progress, unsent)
+
+    def _look_for_progress(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() < before:
+            self.places.renew(self)
+            self._await_progress()
+        else:
+            self.transport.abort()
 
     def resume_writing(self) -> None:
         """The reader has caught up."""
@@ -164,10 +185,11 @@ class BoundedServer(uvicorn.Server):
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
-        while self._places.free():
-            pass
+        self._places.end(_is_idle)
         await asyncio.gather(*self._handshakes, return_exceptions=True)
         await super().shutdown(sockets)
+        for late in list(self.server_state.connections):
+            late.transport.abort()
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -180,8 +202,8 @@ class BoundedServer(uvicorn.Server):
                     _log.warning(
                         "no connection accepted", error=str(error), retry_seconds=ACCEPT_PAUSE_SECONDS
                     )
+                    self._places.free()  # one descriptor more; were it one for each attempt, others would take them all
                 failing = True
-                self._places.free()  # one descriptor more
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue
             failing = False
@@ -215,6 +237,11 @@ class BoundedServer(uvicorn.Server):
         finally:
             if made.transport is None:  # else the protocol hears of its end
                 self._places.leave(made)
+
+
+def _is_idle(made: BoundedProtocol) -> bool:
+    """Whether it has nothing left to send: it is in its handshake, or between two requests."""
+    return made.transport is None or not made.transport.get_write_buffer_size()
 
 
 def _hang_up(accepted: socket.socket) -> None:

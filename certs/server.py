@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import structlog
@@ -173,8 +174,9 @@ class CaServer:
         return endpoint
 
     async def _sign(self, request: Request) -> CertificateAnswer:
-        caller = self._authenticate(request)
-        authority = self._directory.load()
+        load = cache(self._directory.load)
+        caller = self._authenticate(request, load)
+        authority = load()
         question = await _question(request)
         identity = SpiffeId.parse(question.identity)
         if not caller.may_have(identity):
@@ -195,12 +197,13 @@ class CaServer:
         return CertificateAnswer(chain=certificates_pem(chain).decode("ascii"))
 
     async def _trust(self, request: Request) -> TrustAnswer:
-        self._authenticate(request)
-        authority = self._directory.load()
+        load = cache(self._directory.load)
+        self._authenticate(request, load)
+        authority = load()
         roots, crls = certificates_pem(authority.roots), crls_pem(authority.crls)
         return TrustAnswer(roots=roots.decode("ascii"), crls=crls.decode("ascii"))
 
-    def _authenticate(self, request: Request) -> Caller:
+    def _authenticate(self, request: Request, load: Callable[[], CertificateAuthority]) -> Caller:
         """Find who calls; a token that is shown must be right even if a certificate is shown too.
 
         Who shows nothing costs no look at a file.
@@ -219,7 +222,7 @@ class CaServer:
                     401, "token_unknown", "the bearer token is not known here", "is it up to date?"
                 )
             return caller
-        return access.caller_by_identity(_certified(path, self._directory.load(), self._settings.now()))
+        return access.caller_by_identity(_certified(path, load(), self._settings.now()))
 
 
 class _Protocol(BoundedProtocol):

@@ -74,7 +74,7 @@ async def _watch(seen: _Seen, changed: Callable[[], None], stop: asyncio.Event) 
                 changed()
             if differs and not notices:
                 return
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ExceptionGroup) as error:  # the last for what its thread raises
         _log.warning("cannot watch", path=str(seen.path), error=str(error), retry_seconds=POLL_SECONDS)
         try:
             async with asyncio.timeout(POLL_SECONDS):

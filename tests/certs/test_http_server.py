@@ -39,11 +39,16 @@ class Site:
 
     @contextlib.asynccontextmanager
     async def serving(
-        self, *, read_seconds: float = 60.0, write_seconds: float = 60.0
+        self, *, read_seconds: float = 60.0, write_seconds: float = 60.0, grace_seconds: int = 1
     ) -> AsyncIterator[None]:
         app = Starlette(routes=[Route("/{path}", self.answer, methods=["GET", "POST"])])
         config = uvicorn.Config(
-            app, http=BoundedProtocol, ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=1
+            app,
+            http=BoundedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            timeout_graceful_shutdown=grace_seconds,
         )
         server = BoundedServer(
             config, connections=PLACES, read_seconds=read_seconds, write_seconds=write_seconds
@@ -171,6 +176,28 @@ async def test_reader_that_takes_nothing_is_given_up(site: Site) -> None:
 
 
 @pytest.mark.asyncio
+async def test_reader_that_is_slow_gets_everything(site: Site) -> None:
+    """However long it takes, as long as it takes something."""
+    async with site.serving(write_seconds=0.1):
+        streams = await site.connect(question("/big"))
+        await streams[0].readuntil(b"\r\n\r\n")
+        for _ in range(64):
+            assert len(await streams[0].readexactly(BIG // 64)) == BIG // 64
+            await asyncio.sleep(
+                0.01
+            )  # 64 of them are longer than the server waits for one that takes nothing
+
+
+@pytest.mark.asyncio
+async def test_server_that_stops_sends_what_it_has_begun(site: Site) -> None:
+    async with site.serving(grace_seconds=60):
+        streams = await site.connect(question("/big"))
+        await streams[0].readuntil(b"\r\n\r\n")
+        rest = asyncio.ensure_future(streams[0].readexactly(BIG))
+    assert len(await rest) == BIG
+
+
+@pytest.mark.asyncio
 async def test_questions_sent_together_are_answered_in_turn(site: Site) -> None:
     async with site.serving():
         streams = await site.connect(question("/one") + question("/two"))
@@ -202,4 +229,8 @@ def test_places_go_to_newcomers_in_the_order_of_waiting() -> None:
         places.answer(name)
     assert not places.take("d", lambda: None)
     places.leave("a")
-    assert places.take("d", lambda: None)
+    assert places.take("d", lambda: ended.append("d"))
+    places.wait("c", lambda: ended.append("c"))
+    places.renew("d")
+    assert places.take("e", lambda: None)
+    assert ended[-1] == "c", "d has read meanwhile"

@@ -318,15 +318,23 @@ async def test_directory_that_was_replaced_is_followed_on(
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        None,
+        OSError(errno.EMFILE, "too many open files"),
+        ExceptionGroup("unhandled errors in a TaskGroup", [RuntimeError("of the watching thread")]),
+    ],
+    ids=["silent", "refused", "failing"],
+)
 async def test_directory_is_followed_where_no_notices_come(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refused: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refusal: Exception | None
 ) -> None:
     """A file system that gives none, and a machine that has no watch left."""
 
     async def silent(*_paths: Path, stop_event: asyncio.Event, **_options: object) -> AsyncIterator[set[str]]:
-        if refused:
-            raise OSError(errno.EMFILE, "too many open files")
+        if refusal is not None:
+            raise refusal
         while not stop_event.is_set():
             await asyncio.sleep(0)
             yield set()

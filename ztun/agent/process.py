@@ -117,10 +117,8 @@ async def _watch(agent: Agent, documents: PodDocuments | None) -> None:
                 agent.wake()
                 if await asyncio.to_thread(_directories, documents) != watched:
                     break
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # one of them went away just now, or the kernel has no watches left
+        # one of them went away just now, or the kernel has no watches left; a group is what the watching thread raises
+        except (OSError, RuntimeError, ExceptionGroup) as error:
             _log.debug("directories cannot be watched", error=str(error))
             await asyncio.sleep(POLL_SECONDS)
 

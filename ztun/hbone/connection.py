@@ -43,6 +43,8 @@ _LATE_FRAMES_PER_STREAM = (
     4  # what may cross the end of a stream: RST_STREAM, END_STREAM, a WINDOW_UPDATE, one to spare
 )
 
+STOPPED_SECONDS = 5.0  # a reader that has not caught up for so long has stopped, where memory is short
+
 
 class TunnelConnection:
     """The state of one tunnel; ``client`` is the end that opens streams.
@@ -199,25 +201,34 @@ class TunnelConnection:
             self.reply(window_update(stream.id, stream.owed))
             stream.owed = 0
 
-    def hold(self, size: int) -> None:
+    def hold(self, stream: TunnelStream, size: int) -> None:
         """Payload waits for its stream's other side; above the limit its connection credit waits with it."""
+        if not stream.held:
+            stream.held_since = self._now
+        stream.held += size
         self.held += size
         self.holdings.total += size
         if self.held > self.settings.held_limit or self.holdings.large:
             self._debt += size
         else:
             self.credit_connection(size)
+        # who waits for a moment only, as behind a slow disk, holds less; who has stopped longer ago is found by tick
+        if self.holdings.too_large and stream.held > self.settings.stream_window // 2:
+            self._drop_held(stream)
 
     def release_held(self, size: int) -> None:
         """Held payload was delivered or dropped."""
         self.held -= size
         self.holdings.total -= size
-        self._return_debt()
+        self._repay(min(size, self._debt))
+        self._repay_what_is_bearable()
 
-    def _return_debt(self) -> None:
-        """Return the credit that waited and need not wait any longer."""
-        bearable = 0 if self.holdings.large else self.settings.held_limit
-        due = self._debt - max(0, self.held - bearable)
+    def _repay_what_is_bearable(self) -> None:
+        """Return the credit of payload that still waits, as far as it may by now."""
+        if self._debt and not self.holdings.large:
+            self._repay(self._debt - max(0, self.held - self.settings.held_limit))
+
+    def _repay(self, due: int) -> None:
         if due > 0:
             self._debt -= due
             self.credit_connection(due)
@@ -291,12 +302,6 @@ class TunnelConnection:
                 ErrorCode.PROTOCOL_ERROR, f"a frame for stream {stream_id}, which was never opened"
             )
 
-    def drop_held(self, stream: TunnelStream) -> None:
-        """Nobody reads a stream, and there is no more room for what waits: reset it."""
-        reason = f"{self.holdings.most >> 20} MiB wait for readers that have stopped, and this is one of them"
-        self.lose_stream(stream, ErrorCode.ENHANCE_YOUR_CALM, reason)
-        self.reply(rst_stream(stream.id, ErrorCode.ENHANCE_YOUR_CALM))
-
     # -- the end of the connection ---------------------------------------------------------------------------
 
     def drain(self, now: float) -> None:
@@ -352,7 +357,27 @@ class TunnelConnection:
         if ping := self.control.keep_alive(now):
             self.reply(ping)
         self._reset_stalled(now)
-        self._return_debt()  # others may have made room
+        self._drop_oldest_held(now)
+        self._repay_what_is_bearable()  # others may have made room
+
+    def _drop_oldest_held(self, now: float) -> None:
+        if not self.holdings.too_large:
+            return
+        stopped = [
+            one for one in self.streams.values() if one.held and now - one.held_since >= STOPPED_SECONDS
+        ]
+        for stream in sorted(stopped, key=lambda one: one.held_since):
+            if self.holdings.too_large:
+                self._drop_held(stream)
+
+    def _drop_held(self, stream: TunnelStream) -> None:
+        """A stream is not read, and there is no more room for what waits: reset it."""
+        reason = (
+            f"{self.holdings.most >> 20} MiB wait for readers that have stopped, "
+            f"{stream.held >> 10} KiB of them for this one"
+        )
+        self.lose_stream(stream, ErrorCode.ENHANCE_YOUR_CALM, reason)
+        self.reply(rst_stream(stream.id, ErrorCode.ENHANCE_YOUR_CALM))
 
     def _reset_stalled(self, now: float) -> None:
         limit = self.settings.stall_timeout

@@ -15,9 +15,9 @@ class Holdings:
     """Bytes of payload, counted by every connection that was made with this."""
 
     limit: int = 512 * MIB
-    """Above it connection credit is returned on delivery only, in all tunnels."""
+    """Above it what comes and has to wait gets its connection credit on delivery only, in all tunnels."""
     most: int = 1024 * MIB
-    """Above it a stream that is sent more without being read is reset."""
+    """Above it streams are reset: one for which much waits when more comes, and who was read longest ago."""
     total: int = 0
 
     @property

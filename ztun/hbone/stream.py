@@ -78,6 +78,7 @@ class TunnelStream:
         "early_end",
         "end_offered",
         "held",
+        "held_since",
         "id",
         "local_ended",
         "loss",
@@ -101,6 +102,7 @@ class TunnelStream:
         self.recv_window = connection.settings.stream_window
         self.owed = 0
         self.held = 0
+        self.held_since = 0.0
         self.backlog: deque[bytes] = deque()
         self.backlog_bytes = 0
         self.early: deque[bytes] = deque()
@@ -167,10 +169,7 @@ class TunnelStream:
                 return
         else:
             self.early.append(bytes(data))
-        self.held += size
-        connection.hold(size)
-        if connection.holdings.too_large:
-            connection.drop_held(self)
+        connection.hold(self, size)
 
     def end_received(self) -> None:
         """The peer sent its last byte."""

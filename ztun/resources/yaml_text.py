@@ -2,8 +2,8 @@
 
 Only the JSON subset of YAML comes out: mappings with text keys, lists, text, integers, floats, booleans and
 null, as the Kubernetes API server reads it. Refused are duplicate keys, tags, more aliases, nodes or nesting
-than the limits. A number that no field can have (too many digits, infinite) comes out as the text it was written as,
-so that whoever expects a number says so, with the place.
+than the limits. A number that cannot be one here (infinite, or of too many digits to be read) comes out as the text it
+was written as, so that whoever expects a number says so, with the place.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import pytest
 from hyperframe.frame import DataFrame
 
 from tests.ztun.hbone.rig import Bench, Tray
+from ztun.hbone.connection import STOPPED_SECONDS
 from ztun.hbone.holdings import Holdings
 from ztun.hbone.settings import KIB, MIB, TunnelSettings
 from ztun.hbone.stream import TunnelStream
@@ -77,6 +78,48 @@ def test_beyond_all_bounds_a_stream_that_is_not_read_is_reset_and_one_that_is_re
         bench.feed(DataFrame(99, bytes(CHUNK)))
         assert len(tray.taken) == CHUNK
         assert not bench.wire.closed
+
+
+def test_who_stopped_long_ago_makes_room_and_who_waits_for_a_moment_keeps_its_place() -> None:
+    holdings = Holdings(limit=MIB, most=3 * MIB)
+    hogs = [Bench(settings=SETTINGS, holdings=holdings) for _ in range(8)]
+    trays = [unread(bench, 1, MIB // 2)[1] for bench in hogs]
+    assert holdings.too_large
+    assert not any(tray.over for tray in trays)
+    bench = Bench(settings=SETTINGS, holdings=holdings)
+    stream, tray = unread(bench, 1, CHUNK)
+    early = bench.request(3)
+    bench.feed(DataFrame(3, b"before the application is dialled"))
+    for one in (bench, *hogs):
+        one.now += STOPPED_SECONDS
+    read(stream, tray)
+    unread_again = bench.now
+    tray.full = True
+    bench.feed(DataFrame(1, bytes(CHUNK)))
+    assert stream.held_since == unread_again
+    for one in hogs:
+        one.tunnel.tick(one.now)
+    assert not holdings.too_large
+    assert [bool(tray.resets) for tray in trays] == [True] * 3 + [False] * 5
+    assert not tray.over
+    assert not early.closed
+
+
+def test_what_is_delivered_earns_credit_also_while_it_is_much_in_all() -> None:
+    """Beside payload of others that waits and had its credit already, a stream that is read goes on for ever."""
+    holdings = Holdings(limit=4 * MIB, most=64 * MIB)
+    bench, other = Bench(settings=SETTINGS, holdings=holdings), Bench(settings=SETTINGS, holdings=holdings)
+    for number in range(4):
+        unread(bench, 2 * number + 1)
+    unread(other, 1)
+    assert holdings.large
+    stream, tray = bench.accept(99)
+    for _ in range(1_024):
+        tray.full = True
+        bench.feed(DataFrame(99, bytes(CHUNK)))
+        read(stream, tray)
+    assert len(tray.taken) == 16 * MIB
+    assert not bench.wire.closed
 
 
 def test_a_connection_that_is_lost_holds_nothing() -> None:
