@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -161,6 +161,16 @@ class InpodWorld:
         draft = self.directory / "draft.yaml"
         draft.write_text(yaml.safe_dump_all([*everything, *self.documents, *documents], sort_keys=False))
         draft.replace(path)
+
+    def settle(self, *services: str) -> None:
+        """Wait until every proxy knows all pods, and services with these hostnames."""
+        for node in self.nodes.values():
+            node.proxy.wait_until(lambda node=node: self._is_known(node, services), "knowing everybody")
+
+    def _is_known(self, node: InpodNode, services: Iterable[str]) -> bool:
+        dump = node.proxy.admin("/config_dump")
+        pods = {one["name"] for one in dump["workloads"]}
+        return pods >= self.members.keys() and {one["hostname"] for one in dump["services"]} >= set(services)
 
     def loads(self, node: str) -> int:
         """How often a proxy has loaded the mesh."""

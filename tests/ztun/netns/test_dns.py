@@ -119,6 +119,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         ENTRY["spec"]["endpoints"][0]["address"] = server.ip  # type: ignore[index]
         world.documents += [ENTRY, HEADLESS]
         world.configure()
+        world.settle("each.default.svc.cluster.local", "db.example.com", "other.example.com")
         scene = Scene(world, near, far, client, server, resolver)
         scene.resolv_conf()
         yield scene

@@ -51,6 +51,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         near, far = world.node("near"), world.node("far")
         client, neighbour = world.pod("client", "near"), world.pod("neighbour", "near")
         server = world.pod("server", "far")
+        world.settle()
         yield Scene(world, near, far, client, neighbour, server, world.network.two_family_pod("stranger"))
 
 
